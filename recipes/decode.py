@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Decode a CutSet with a trained model, score it where it is labelled, and write a page that shows how it went.
+"""Decode a CutSet with a trained model, score the tasks that it is labelled for, and write an HTML report.
 
 \b
 python recipes/decode.py --model exp/toy --cuts data/toy/cuts_test.jsonl.gz --output-dir exp/toy/decode
@@ -129,7 +129,7 @@ def options_of(given: Mapping[str, Any]) -> DecodeOptions:
 
 
 def run(given: Mapping[str, Any], options: DecodeOptions, world: DistributedContext) -> bool:
-    """Decode, score, write and print; returns whether all cuts were decoded (only the first process knows)."""
+    """Decode, score, write and print; return whether all cuts were decoded (True in all processes but the first)."""
     if given["first"] is not None and given["first"] < 0:
         raise UserError(f"--first: expected 0 or more, got {given['first']}")
     loaded, _ = load_named(given["model"], given["encoder"], given["trust_plugins"])
@@ -186,16 +186,16 @@ def run(given: Mapping[str, Any], options: DecodeOptions, world: DistributedCont
 
 
 def job_of(given: Mapping[str, Any], options: DecodeOptions, digest: str) -> RecognizerJob:
-    """What the workers of a cluster load and compute."""
+    """The job for the workers of a cluster: what they load and compute."""
     plugins = click.get_current_context().params["plugins"]
     return RecognizerJob(batch_line, given["model"], given["encoder"], options, digest, plugins, given["trust_plugins"])
 
 
 def read_all(paths: Sequence[str], corpora: Dict[str, str]) -> List[Cut]:
-    """The cuts of all files, in order; with several files notes in ``corpora`` which file a cut came from."""
+    """Return the cuts of all files, in order; with several files, ``corpora`` gets the file that each cut is from."""
     cuts: List[Cut] = []
     for path in paths:
-        load_cuts([path], "cuts")  # names the option where the file is missing or holds no cuts
+        load_cuts([path], "cuts")  # its error names the option if the file is missing or has no cuts
         found = list(read_cuts(path))
         cuts.extend(found)
         if len(paths) > 1:
@@ -204,7 +204,7 @@ def read_all(paths: Sequence[str], corpora: Dict[str, str]) -> List[Cut]:
 
 
 def check_chunks(loaded: ModelBundle, options: DecodeOptions) -> None:
-    """Check that the encoder can run in these chunks; warn where it was not trained for that."""
+    """Check that the encoder can run in these chunks; warn if it was not trained for that."""
     if options.chunks is None:
         return
     loaded.model.encoder.grid(options.chunks)
@@ -221,7 +221,7 @@ def check_cuts(cuts: Sequence[Cut], loaded: ModelBundle, options: DecodeOptions)
 
 
 def readable(given: Mapping[str, Any]) -> Dict[str, Any]:
-    """The options as JSON takes them."""
+    """Convert the options to values that JSON can hold."""
     return {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
 
 
@@ -233,7 +233,7 @@ def write(folder: Path, outcome: Outcome, scores: Mapping[str, Any]) -> None:
 
 
 def print_speed(speed: Mapping[str, Any], stored_features: bool) -> None:
-    """Real-time factor by the clock, and of each process; with stored features it is without the pretrained encoder."""
+    """Print the wall-clock real-time factor, also of each process; with stored features without the encoder."""
     lines = [("", speed)]
     if len(speed["ranks"]) > 1:
         lines += [(f"  process {rank}: ", part) for rank, part in enumerate(speed["ranks"])]

@@ -5,7 +5,7 @@
     torchrun --nproc-per-node 2 recipes/train.py --config ...     # DDP, the same code path
 
 Run the same command again to resume a stopped run from its latest checkpoint.
-SIGTERM and SIGUSR1 stop a run after its step, with a checkpoint; the exit code is then 143.
+SIGTERM and SIGUSR1 stop a run after the current step, with a checkpoint; the exit code is then 143.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
 
 
 def train(config: Config, world: DistributedContext, stop: Optional[StopRequest] = None) -> Optional[Path]:
-    """Train as the configuration says; return the folder of the final model, None if ``stop`` was requested before.
+    """Train by the configuration; return the folder of the final model, or None if ``stop`` was requested before.
 
     All input is checked before the trainer writes anything.
     """
@@ -67,7 +67,7 @@ def train(config: Config, world: DistributedContext, stop: Optional[StopRequest]
     if not world.shared and str(config.training.resume).lower() != "false":
         share_checkpoints(exp_dir, world)
 
-    # The model to continue and the encoder: names become folders.
+    # Resolve names of the model to continue and of the encoder to folders.
     folder, init_from = Path(), config.training.init_from
     if init_from:
         folder = model_to_continue(config)
@@ -131,7 +131,7 @@ def train(config: Config, world: DistributedContext, stop: Optional[StopRequest]
 
 
 def model_to_continue(config: Config) -> Path:
-    """The folder of the model that ``training.init_from`` names; of the run itself if that model has gone since."""
+    """The folder of the model that ``training.init_from`` names, or of the run itself if that model is gone."""
     exp_dir = Path(config.training.exp_dir)
     try:
         return locate_model(str(config.training.init_from))

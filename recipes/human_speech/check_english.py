@@ -1,12 +1,12 @@
-"""Find recordings of prepare_english.py that do not hold their text, by listening with Whisper-base.
+"""Find recordings of prepare_english.py that do not match their text, by transcribing them with Whisper-base.
 
 \b
 pip install 'tokenverse_pp[human-speech,baselines]'
 python recipes/human_speech/check_english.py --work data/english_check     # resumable; under an hour of one CPU
 
-A pair is bad where Whisper-base's words have more than half an error by letter of the text, twice: among its neighbours
-and among other clips. Writes the ids to WORK/bad.txt (what Whisper heard: WORK/heard.jsonl). The list of the recipe,
-corpus/english_bad.txt, was made so; give another one to prepare_english.py as --bad-pairs.
+A pair is bad if Whisper-base makes more than 0.5 errors per letter of the text in both passes: among its neighbours
+and among other clips. Writes the ids to WORK/bad.txt, and Whisper's transcripts to WORK/heard.jsonl. The recipe's list,
+corpus/english_bad.txt, was made like this; pass another list to prepare_english.py as --bad-pairs.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from whisper_weights import whisper_folder
 
 
 def list_bad_pairs(work: Path, packages_dir: Optional[Path], compute_type: str, jobs: int) -> Dict[str, float]:
-    """The error of every clip; what was heard, and the ids of the bad ones, are written to `work`.
+    """Return the error of every clip; write the transcripts and the ids of the bad clips to `work`.
 
     Raises:
-        UserError: a package is missing or damaged, or Whisper's weights are.
+        UserError: if a package or Whisper's weights are missing or damaged.
     """
     names = list(ENGLISH_PACKAGES.values())
     files = get_packages(names, work / "packages", packages_dir)
@@ -61,7 +61,7 @@ def list_bad_pairs(work: Path, packages_dir: Optional[Path], compute_type: str, 
 
 
 def bad_ids(errors: Dict[str, float]) -> List[str]:
-    """Ids with more than `MOST_ERRORS` errors by letter, sorted."""
+    """Ids with more than `MOST_ERRORS` errors per letter, sorted."""
     return sorted(name for name, error in errors.items() if error > MOST_ERRORS)
 
 

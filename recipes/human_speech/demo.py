@@ -32,9 +32,9 @@ from tokenverse_pp.training.log import read_log
 from tokenverse_pp.training.validation import headline
 
 HERE = Path(__file__).resolve().parent
-DONE = "after/scores.json"  # what `recipes/finetune.py` writes last
+DONE = "after/scores.json"  # the last file that `recipes/finetune.py` writes
 WHISPER = HERE / "baselines" / "results.json"
-# Name on the terminal by the name in log.jsonl. Of words, 100% less the errors: all bars grow as the model learns.
+# Names in log.jsonl and on the terminal. Words are 100% minus the WER, so that all bars grow as the model learns.
 CURVES = {
     "wer": "words",
     "scd_f1": "speaker changes",
@@ -43,7 +43,7 @@ CURVES = {
     "lid_accuracy": "language",
 }
 STAMPS = "tuxpaint-stamps-default"
-LANGUAGE = "ro"  # `prepare.py` takes the es, fr and ru of this package
+LANGUAGE = "ro"  # `prepare.py` uses es, fr and ru of this package
 WIDTH = 10  # characters of a bar
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 POLL = 0.5  # seconds
@@ -58,7 +58,7 @@ def main() -> None:
 @click.argument("packages_dir", type=click.Path(path_type=Path))
 @click.argument("folder", type=click.Path(path_type=Path))
 def clips(packages_dir: Path, folder: Path) -> None:
-    """Put Tux Paint's recordings in Romanian from PACKAGES_DIR into FOLDER, with a table, as own files would be."""
+    """Put Tux Paint's recordings in Romanian from PACKAGES_DIR into FOLDER, with a table, as for your own files."""
     with report_errors():
         click.echo(write_clips(packages_dir, folder))
 
@@ -94,16 +94,16 @@ def write_clips(packages_dir: Path, folder: Path) -> str:
 @main.command()
 @click.argument("exp_dir", type=click.Path(path_type=Path))
 def watch(exp_dir: Path) -> None:
-    """Draw the scores on dev as a run logs them; its own output is read from stdin and goes to EXP_DIR/train.log."""
+    """Draw the scores on dev as a run logs them; the run's output goes from stdin to EXP_DIR/train.log."""
     with report_errors():
         draw_run(exp_dir, sys.stdin.fileno())
 
 
 def draw_run(exp_dir: Path, source: int) -> None:
-    """Print a line of bars for each validation of a run until its output, of the file descriptor ``source``, ends.
+    """Print a line of bars for each validation of a run until its output, read from descriptor ``source``, ends.
 
     Raises:
-        UserError: it ended without a model; with the end of its output.
+        UserError: if it ended without a model; includes the last lines of its output.
     """
     exp_dir.mkdir(parents=True, exist_ok=True)
     shown, started, running = 0, time.monotonic(), True
@@ -130,7 +130,7 @@ def draw_run(exp_dir: Path, source: int) -> None:
 
 
 def curve_head(scores: Mapping[str, float]) -> str:
-    """The head of the lines of `curve_line`."""
+    """The header above the lines of `curve_line`."""
     return "   time  step  " + "  ".join(f"{name:{WIDTH + 7}}" for task, name in CURVES.items() if task in scores)
 
 
@@ -162,7 +162,7 @@ def clock(seconds: float) -> str:
 
 
 def progress(records: Sequence[Mapping[str, Any]], seconds: float) -> str:
-    """What the run is at, for a line that is written over."""
+    """The progress of a run, for a line that is overwritten."""
     train = [record for record in records if record["kind"] == "train"]
     if not train:
         return f"{clock(seconds)}  loading, and scoring what it starts from"
@@ -171,7 +171,7 @@ def progress(records: Sequence[Mapping[str, Any]], seconds: float) -> str:
 
 
 def status(line: str) -> None:
-    """Write over the last line of a terminal; nothing where the output is a file."""
+    """Overwrite the last line of a terminal; does nothing if the output is a file."""
     if sys.stdout.isatty():
         click.echo(f"\r\033[K{line}", nl=False)
 
@@ -188,7 +188,7 @@ def last_screen(exp_dir: Path) -> str:
     """The text of `scores`.
 
     Raises:
-        UserError: a run or a decoding of the demo is not there.
+        UserError: if a run or a decoding of the demo is missing.
     """
     valid = [record for record in read_log(exp_dir / "log.jsonl") if record["kind"] == "valid"]
     if not valid:
@@ -229,7 +229,7 @@ NEXT = """Next:
 
 
 def score_table(title: str, rows: Sequence[Tuple[str, Mapping[str, float]]]) -> str:
-    """A plain-text table of scores in percent, of the tasks that a row has; '-' where a system has no such task."""
+    """A plain-text table of scores in percent, for the tasks of any row; '-' if a system does not have a task."""
     scored = [task for task in CURVES if any(task in found for _, found in rows)]
     units = {"wer": "WER %", "lid_accuracy": f"{CURVES['lid_accuracy']} %"}
     head = [title, *(units.get(task, f"{CURVES[task]} F1 %") for task in scored)]
@@ -246,13 +246,13 @@ def percent(share: Optional[float]) -> str:
 
 
 def speed_line(found: Mapping[str, Any]) -> str:
-    """How long a decoding took, encoder included: it starts from the audio."""
+    """How long a decoding took, including the encoder: it starts from the audio."""
     speed = found["speed"]
     return f"{speed['audio_seconds']:.0f} s in {speed['wall_seconds']:.0f} s, real-time factor {speed['rtf']:.3f}"
 
 
 def read_scores(path: Path) -> Dict[str, Any]:
-    """The JSON of a file (raises UserError)."""
+    """Read a JSON file (raises UserError)."""
     try:
         found: Dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -5,8 +5,8 @@
 python recipes/human_speech/english_check.py --model tokenverse_pp/pretrained/human_speech \\
     --encoder data/whisper-base
 
-Gets pocketsphinx-testdata (BSD; 1.8 MB) by `apt-get download`, writes a CutSet beside it, decodes that with
-recipes/decode.py and prints what it prints. 71 words are a sanity check, not a test set: one word is 1.4%.
+Gets pocketsphinx-testdata (BSD; 1.8 MB) by `apt-get download`, writes a CutSet beside it, and decodes that with
+recipes/decode.py, whose output it prints. 71 words are a sanity check, not a test set: one word is 1.4%.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ LINE = re.compile(r"<s>(?P<text>.*)</s>\s*\((?P<id>[^()\s]+)\)\s*")
 
 
 def unpack(folder: Path, packages_dir: Optional[Path] = None) -> Path:
-    """The package's test data, downloaded and unpacked if it is not there yet.
+    """Return the folder of the package's test data; download and unpack it first if necessary.
 
     Raises:
-        UserError: there is no such package, or it is damaged.
+        UserError: if the package does not exist or is damaged.
     """
     target = folder / "unpacked"
     if not target.is_dir():
@@ -61,7 +61,7 @@ def read_part(folder: Path, part: str) -> List[MonoCut]:
     """Cuts of one folder of recordings, labelled for asr and lid.
 
     Raises:
-        UserError: for a line of the transcription that is none, or a recording that is missing.
+        UserError: for an invalid line of the transcription, or a missing recording.
     """
     listing = folder / TRANSCRIPTIONS[part]
     if not listing.is_file():
@@ -90,7 +90,7 @@ def make_cut(audio: Path, cut_id: str, text: str, part: str) -> MonoCut:
 
 
 def write_manifest(folder: Path, parts: Sequence[str], packages_dir: Optional[Path] = None) -> Path:
-    """``cuts.jsonl.gz`` of the parts, in ``folder``."""
+    """Write ``cuts.jsonl.gz`` of the parts to ``folder``."""
     data = unpack(folder, packages_dir)
     cuts = CutSet.from_cuts([cut for part in parts for cut in read_part(data / part, part)])
     validate_cuts(cuts)

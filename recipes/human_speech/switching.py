@@ -5,13 +5,13 @@
 python recipes/human_speech/switching.py --model exp/pp --cuts data/human_speech/features/cuts_test.jsonl.gz \\
   --stored-features --output-dir exp/pp/switching
 
-Decodes greedily, with the vectors of all tasks and with that of asr alone. Nothing is suppressed: the search may write
-the tokens of any task both times, so the vectors alone tell the model what is wanted. The table has, for each task, the
-share of the cuts labelled for it in which its tokens were written with all tasks on and with asr alone, and the WER of
-both. Cuts without a list of tasks are not counted for any task.
+Decodes greedily, with the vectors of all tasks and with that of asr alone. Nothing is suppressed: the search may emit
+the tokens of any task both times, so only the vectors tell the model which tasks are on. For each task, the table has
+the share of the cuts labelled for it in which its tokens were emitted with all tasks on and with asr alone, and the WER
+of both. Cuts without a list of tasks are not counted for any task.
 
-With --masked the features are masked as in training. A model that switches its tasks with masks, and not without, reads
-them from the masks (model.vectors.masked, model.spec_augment.fill).
+With --masked, features are masked as in training. A model that switches its tasks with masks, but not without, reads
+the tasks from the masks (model.vectors.masked, model.spec_augment.fill).
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ Counts = Dict[str, Dict[str, Tuple[float, float]]]  # metric -> cut id -> (numer
 def words_and_tokens(
     loaded: ModelBundle, cuts: Sequence[Cut], active: Sequence[str], options: DecodeOptions
 ) -> Dict[str, List[str]]:
-    """Cut id -> words and task tokens that were written with the vectors of the active tasks; no token is suppressed.
+    """Words and task tokens by cut id, decoded with the vectors of the active tasks; no token is suppressed.
 
     Raises:
-        UserError: for a cut from which the encoder makes NaN or infinity.
+        UserError: if the encoder outputs NaN or infinity for a cut.
     """
     recognizer = Recognizer(loaded, options, vector_weights(loaded, loaded.tasks.subset(active)))
     texts: Dict[str, List[str]] = {}
@@ -64,10 +64,10 @@ def words_and_tokens(
 
 
 def count_switching(loaded: ModelBundle, cuts: Sequence[Cut], options: DecodeOptions) -> Counts:
-    """What each cut adds to each score, as `evaluation.comparison.Counted` has it.
+    """What each cut adds to each score, in the form of `evaluation.comparison.Counted`.
 
-    ``switched on scd``, ``switched off scd``: whether its token was written with all tasks and with ``asr`` alone, of
-    cuts labelled for it. ``switched wer all``, ``switched wer alone``: word errors of both.
+    ``switched on scd``, ``switched off scd``: whether tokens of scd were emitted with all tasks and with ``asr`` alone,
+    for cuts labelled for it. ``switched wer all``, ``switched wer alone``: word errors of both.
 
     Raises:
         UserError: for a model that has no task vectors, or no task but ``asr``.
@@ -94,7 +94,7 @@ def count_switching(loaded: ModelBundle, cuts: Sequence[Cut], options: DecodeOpt
 
 
 def table(counts: Counts) -> List[List[str]]:
-    """A row a score: its name, its value in percent, the cuts that it is counted over."""
+    """A row per score: its name, its value in percent, the number of its cuts."""
     rows = [["score", "%", "cuts"]]
     for metric, ratios in counts.items():
         above, below = (sum(column) for column in zip(*ratios.values()))

@@ -5,10 +5,10 @@
     python recipes/human_speech/word_lists.py data/words
     python recipes/decode.py ... --beam 16 --lm data/words
 
-Beside them it writes lm.json, with the scale and bonus of RESULTS.md, which are then the defaults.
+Also writes lm.json, with the scale and bonus of RESULTS.md, which are then the defaults.
 
-The numbers are those of the package wordfreq (Robyn Speer, 3.1.1: Apache licence, its data CC BY-SA 4.0), from
-subtitles, news, books and the web until 2021: no running text, and none of this recipe's.
+The frequencies are those of the package wordfreq (Robyn Speer, 3.1.1: Apache licence, its data CC BY-SA 4.0), from
+subtitles, news, books and the web until 2021. It has no running text, and none of this recipe's texts.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main(folder: Path, languages: str, most: int) -> None:
 
 
 def code_of_words(language: str) -> str:
-    """The code under which wordfreq has the words of a language: ``fr`` for ``fra`` and ``fr-CA``."""
+    """The code of a language in wordfreq: ``fr`` for ``fra`` and ``fr-CA``."""
     try:
         from wordfreq import available_languages
     except ImportError:
@@ -55,7 +55,7 @@ def code_of_words(language: str) -> str:
 
 
 def frequent_words(code: str, most: int) -> Dict[str, float]:
-    """The most frequent words of a language with their share of running text; numbers in digits are none."""
+    """The most frequent words of a language with their share of running text; numbers in digits are left out."""
     try:
         from wordfreq import available_languages, get_frequency_dict
     except ImportError:

@@ -3,7 +3,7 @@
 python recipes/human_speech/written.py data/human_speech/features/cuts_*.jsonl.gz \
     --output-dir data/human_speech/written --packages-dir data/human_speech/packages --corpora fillets,tuxpaint
 
-Turns get `custom["written"]`, cuts of which every turn has one the task `punct`. Audio and features are not touched.
+If all turns of a cut have one, they get `custom["written"]`, and the cut the task `punct`. Audio and features are kept.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tokenverse_pp.data.manifests import read_rows, writing_rows
 
 
 def written_texts(packages_dir: Path) -> Dict[str, Tuple[str, str]]:
-    """(plain text, written text) of each clip that has a written text, by id."""
+    """Plain text and written text, by id, of each clip that has a written text."""
     names = packages.package_names()
     files = packages.get_packages(names, packages_dir, packages_dir)
     with tempfile.TemporaryDirectory() as folder:
@@ -33,7 +33,7 @@ def written_texts(packages_dir: Path) -> Dict[str, Tuple[str, str]]:
 
 
 def with_written(data: Mapping[str, Any], texts: Mapping[str, Tuple[str, str]]) -> Optional[Dict[str, Any]]:
-    """A row of a manifest with its written texts; None unless every turn has one."""
+    """Return a row of a manifest with its written texts; None unless every turn has one."""
     supervisions = []
     for sup in data["supervisions"]:
         clips = sup["custom"].get("clips", ())

@@ -1,4 +1,4 @@
-"""`tokenverse-pp doctor`: what a machine and a configuration need; `estimate`: how long a run takes."""
+"""`tokenverse-pp doctor`: checks of a machine and a configuration; `estimate`: how long a run takes."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ FAILED = 1  # exit code
 @click.option("--encoder", default="", help="Without --config: name or folder of an encoder that must load.")
 @click.option("--gpus", type=click.IntRange(min=0), default=0, help="Ranks of the run. [default: this machine's GPUs]")
 def doctor(config_files: Tuple[Path, ...], overrides: Tuple[str, ...], encoder: str, gpus: int) -> None:
-    """Check this machine, and with --config whether a run would work here; exit code 1 if something needed fails.
+    """Check this machine, and with --config whether a run would work here; exit code 1 if a necessary part fails.
 
     \b
       doctor --encoder facebook/wav2vec2-large-xlsr-53
       doctor --config my.yaml --data.max_duration 60
 
-    A line for each: torch, GPUs, all-reduce between processes (NCCL, on a CPU gloo), loss (Triton, k2), audio formats.
-    With --config also: data, encoder, tokenizer, disk, memory of the largest batches, speed of the loader, time of the
-    run. What follows -> is what to do. Nothing is written; the steps that are measured take a minute or two.
+    Prints a line for torch, GPUs, all-reduce between processes (NCCL, on a CPU gloo), loss (Triton, k2), audio formats.
+    With --config also for data, encoder, tokenizer, disk, memory of the largest batches, speed of the loader, time of
+    the run. The text after -> says what to do. Nothing is written; the measured steps take a minute or two.
     """
     if not config_files and overrides:
         raise UserError(f"{overrides[0]}: expected it behind a --config")
@@ -63,13 +63,13 @@ def doctor(config_files: Tuple[Path, ...], overrides: Tuple[str, ...], encoder: 
 def estimate(
     config_files: Tuple[Path, ...], overrides: Tuple[str, ...], gpus: int, card: str, rate: Optional[float]
 ) -> None:
-    """Estimate the time of a run from the rate that was measured (docs/performance.md), or from --rate.
+    """Estimate the time of a run from the measured rate (docs/performance.md), or from --rate.
 
     \b
       estimate --config recipes/mls/conf/tokenverse_pp.yaml --gpus 8 --card a100
       estimate --config my.yaml --gpus 4 --rate 1500
 
-    Of training.max_steps steps with full batches (data.max_duration) of an encoder of XLSR-53's size.
+    The run is training.max_steps steps of full batches (data.max_duration), with an encoder of XLSR-53's size.
     """
     from tokenverse_pp.training.estimate import estimate as estimated
 

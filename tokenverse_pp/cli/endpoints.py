@@ -44,20 +44,20 @@ if TYPE_CHECKING:
 @plugin_options
 @source_options
 def endpoints(cuts: Path, first: Optional[int], store: bool, **given: Any) -> None:
-    """False cut-offs against latency: how soon a model's endpoint probabilities tell that a turn is over.
+    """Measure false cut-offs against latency: how soon a model's endpoint probabilities show that a turn is over.
 
     \b
       tokenverse-pp endpoints --model exp/my --cuts cuts_dev.jsonl.gz --store
       tokenverse-pp endpoints --model exp/my --cuts cuts_test.jsonl.gz --plot endpoints.png
 
-    Each complete turn is followed by two seconds of silence. The table shows how many pauses inside turns are taken for
-    the end (%) where half of the true ends are told within so many milliseconds: by a threshold on the probability
-    alone, by a threshold and a length of silence, and by silence alone, which silero-vad hears. The best policy is
-    chosen for each latency on these cuts; thresholds that were stored before are measured below.
+    Each complete turn is followed by two seconds of silence. For each median latency in milliseconds, the table shows
+    how many pauses inside turns are taken for the end (%): by a threshold on the probability alone, by a threshold and
+    a length of silence, and by the length of silence alone, which silero-vad detects. The best policy for each latency
+    is chosen on these cuts; thresholds that were stored before are measured below the table.
 
-    Decoding in full context (--chunk-ms 0) hears what comes later, so it is no measure of a live system.
+    Decoding in full context (--chunk-ms 0) sees later audio, so it does not measure a live system.
     """
-    # lhotse and torch take seconds to import: not for `--help`.
+    # lhotse and torch take seconds to import; `--help` does not need them.
     from tokenverse_pp.api.folders import place_of
     from tokenverse_pp.api.model import load_named
     from tokenverse_pp.base.errors import UserError
@@ -101,7 +101,7 @@ def endpoints(cuts: Path, first: Optional[int], store: bool, **given: Any) -> No
 
 
 def draw(path: Path, scores: EndpointScores) -> None:
-    """The curves as a picture (raises UserError where matplotlib is missing, or does not know the file's ending)."""
+    """Draw the curves (raises UserError if matplotlib is missing, or does not support the file's format)."""
     from tokenverse_pp.base.errors import UserError
     from tokenverse_pp.metrics.endpoints import frontier
 

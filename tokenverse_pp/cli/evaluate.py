@@ -19,7 +19,7 @@ from tokenverse_pp.cli.options import model_option, options_from, plugin_option,
 @plugin_option
 def score(ref: str, hyp: str, output: str) -> None:
     """Score hypotheses, each task over the cuts that are labelled for it; print a table."""
-    # lhotse and torch take seconds to import: not for `--help`.
+    # lhotse and torch take seconds to import; `--help` does not need them.
     from tokenverse_pp.base.files import write_json
     from tokenverse_pp.data.hypotheses import read_hypotheses
     from tokenverse_pp.data.labels import validate_cuts
@@ -46,11 +46,11 @@ def compare(first: str, second: str, cuts: str, by_corpus: bool, resamples: int,
     \b
       tokenverse-pp compare old/hyps.jsonl new/hyps.jsonl --cuts cuts_test.jsonl.gz
 
-    For WER and the F1 or accuracy of each task: both scores with their 95% intervals, and the difference A - B with
-    its own. Utterances are drawn anew with replacement, the same for A and B (paired bootstrap). An interval of the
-    difference that holds 0 says that these utterances cannot tell A from B.
+    Prints, for WER and the F1 or accuracy of each task, both scores and the difference A - B, with 95% intervals.
+    Utterances are resampled with replacement, the same for A and B (paired bootstrap). If the interval of the
+    difference contains 0, these utterances cannot tell A from B.
     """
-    # lhotse and torch take seconds to import: not for `--help`.
+    # lhotse and torch take seconds to import; `--help` does not need them.
     from tokenverse_pp.base.files import aligned, write_json
     from tokenverse_pp.data.hypotheses import read_hypotheses
     from tokenverse_pp.data.labels import validate_cuts
@@ -94,11 +94,11 @@ def _range(interval: tuple[float, float]) -> str:
 def calibrate(
     model: str, hyps: Path, cuts: Path, output: Optional[Path], test: Optional[Tuple[Path, Path]], trust_plugins: bool
 ) -> None:
-    """Fit the model's confidences to which of its words and task tokens are right.
+    """Calibrate the model's confidences: fit them to which of its words and task tokens are right.
 
-    Take speech that the model was not trained on, and not the test set. The table shows the expected calibration error
-    (ECE) and the Brier score before and after, each half of the utterances calibrated by a fit on the other half.
-    --test measures the fit itself, on other speech.
+    Use speech that the model was not trained on, but not the test set. The table shows the expected calibration error
+    (ECE) and the Brier score before and after; each half of the utterances is calibrated by a fit on the other half.
+    --test measures the final fit on other speech.
     """
     from tokenverse_pp.api.folders import locate_model, place_of
     from tokenverse_pp.base.config_files import load_config
@@ -122,7 +122,7 @@ def calibrate(
         raise UserError(f"{hyps}: no word or task token of a labelled cut to fit confidences to")
     calibration, effect = fit(judged[0])
     before = read_calibration(folder)
-    if before is not None:  # the thresholds of `tokenverse-pp endpoints` stay
+    if before is not None:  # the thresholds of `tokenverse-pp endpoints` are kept
         endpoints, chunk_ms = before.endpoints, before.endpoint_chunk_ms
         calibration = replace(calibration, endpoints=endpoints, endpoint_chunk_ms=chunk_ms)
     target = output or place_of(model, folder) / CALIBRATION
@@ -134,7 +134,7 @@ def calibrate(
 
 
 def table(effect: Dict[str, Dict[str, Any]]) -> str:
-    """ECE and Brier score of words and task tokens, before and after."""
+    """A table of ECE and Brier score of words and task tokens, before and after."""
     lines = [f"{'':12}{'examples':>9}{'right %':>9}{'ECE %':>16}{'Brier':>18}"]
     for name, both in effect.items():
         before, after = both["before"], both["after"]
@@ -154,10 +154,10 @@ def table(effect: Dict[str, Dict[str, Any]]) -> str:
 def report(hyps: str, cuts: str, output: str, **given: Any) -> None:
     """Write a page of scores and of the worst utterances.
 
-    Cuts without a hypothesis are left out. failures.jsonl and scores.json beside the hypotheses (of decode.py) give
-    the cuts that were refused, the options and the speed.
+    Cuts without a hypothesis are left out. The refused cuts, the options and the speed are read from failures.jsonl and
+    scores.json beside the hypotheses (of decode.py).
     """
-    # lhotse and torch take seconds to import: not for `--help`.
+    # lhotse and torch take seconds to import; `--help` does not need them.
     from tokenverse_pp.data.hypotheses import read_hypotheses
     from tokenverse_pp.data.labels import validate_cuts
     from tokenverse_pp.data.manifests import read_cuts

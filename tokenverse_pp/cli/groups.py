@@ -30,7 +30,7 @@ class Group(click.Group):
     """A group whose commands report user errors in one line on stderr, with exit code 2.
 
     Args:
-        lazy: command name -> ``module:attribute``, imported when the command is asked for.
+        lazy: command name -> ``module:attribute``, imported when the command is used.
     """
 
     def __init__(self, *args: Any, lazy: Optional[Dict[str, str]] = None, **kwargs: Any):
@@ -42,7 +42,7 @@ class Group(click.Group):
         return sorted({*super().list_commands(ctx), *self.lazy})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> Optional[click.Command]:
-        """A command by name, imported if need be."""
+        """A command by name, imported if necessary."""
         if cmd_name in self.lazy:
             module, attribute = self.lazy[cmd_name].split(":")
             return getattr(importlib.import_module(module), attribute)
@@ -85,7 +85,7 @@ def messages_on_stderr() -> Iterator[None]:
 
 
 def quieten() -> None:
-    """Show warnings only, for all processes of a run but the first."""
+    """Show warnings only; for all processes of a run except the first."""
     logging.getLogger("tokenverse_pp").setLevel(logging.WARNING)
 
 

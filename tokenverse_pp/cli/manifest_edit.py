@@ -66,7 +66,7 @@ def label(
     confidence: float,
     **given: Any,
 ) -> None:
-    """Change what CUTS are labelled for, and write them to OUTPUT (.jsonl or .jsonl.gz).
+    """Change the tasks that CUTS are labelled for, and write them to OUTPUT (.jsonl or .jsonl.gz).
 
     \b
       manifest label a.jsonl.gz b.jsonl.gz --add lid --language fr
@@ -74,12 +74,12 @@ def label(
       manifest label a.jsonl.gz b.jsonl.gz --spacy fr_core_news_sm
       manifest label a.jsonl.gz b.jsonl.gz --gazetteer places.tsv
 
-    Entities of spaCy and gazetteers are machine labels, and marked so: each entity has a "source" such as
+    Entities of spaCy and gazetteers are marked as machine labels: each entity has a "source" such as
     machine:spacy/fr_core_news_sm and a "confidence" from 0 to 1, and the cut's custom field label_source says that
-    its task ner was labelled by that machine. `manifest stats` counts them apart. A cut that has entities already is
-    refused without --overwrite, so that labels of people and of machines never mix unseen.
+    its task ner was labelled by that machine. `manifest stats` counts them separately. A cut that already has entities
+    is refused without --overwrite, so that human and machine labels never mix unnoticed.
 
-    With --engine ray the same command continues a run that was stopped, from OUTPUT.parts.
+    With --engine ray, the same command resumes a stopped run from OUTPUT.parts.
     """
     tasks = {name: names_of(given[name]) for name in ("add", "drop")}
     change = chosen(LabelChange, given, only=names_of(given["only"]) or None, **tasks)
@@ -121,7 +121,7 @@ def _digest_of(finder: Optional[EntityFinder], change: LabelChange, found: Tuple
 
 
 def _same_finder(change: LabelChange, found: Tuple[Any, ...], run: str) -> Optional[EntityFinder]:
-    """The finder in a worker of a cluster (raises UserError where it is not that of the command)."""
+    """The finder in a worker of a cluster (raises UserError if it differs from that of the command)."""
     finder = _finder(*found)
     if _digest_of(finder, change, found) != run:
         raise UserError(f"{found[0] or found[1]}: on {socket.gethostname()} it differs from that of the command")
@@ -161,11 +161,11 @@ def mix(
       manifest mix ami.jsonl.gz cv.jsonl.gz mix.yaml --weights 2,1
       manifest mix ami.jsonl.gz cv.jsonl.gz mixed.jsonl.gz --prefix
 
-    OUTPUT .yaml: a further configuration for training, which draws from each manifest for ever by its weight:
-    recipes/train.py --config my.yaml --config mix.yaml. OUTPUT .jsonl or .jsonl.gz: every cut once, in an order drawn
-    by the weights and the seed.
+    An OUTPUT .yaml is a further configuration for training, which draws from each manifest endlessly by its weight:
+    recipes/train.py --config my.yaml --config mix.yaml. An OUTPUT .jsonl or .jsonl.gz has every cut once, in an order
+    drawn by the weights and the seed.
 
-    Prints what share of the hours, and of each task's labels, to expect from each manifest.
+    Prints the expected share of each manifest in the hours, and in each task's labels.
     """
 
     to_yaml = output.endswith((".yaml", ".yml"))
@@ -202,7 +202,7 @@ def shuffle(cuts: str, output: str, seed: int) -> None:
     \b
       manifest shuffle cuts_train.jsonl.gz cuts_train.jsonl.gz
 
-    OUTPUT may be CUTS. Memory does not grow with the number of cuts; beside OUTPUT there must be room for all of them
+    OUTPUT may be CUTS. Memory does not grow with the number of cuts, but the disk of OUTPUT needs room for all of them
     uncompressed. `manifest prepare` shuffles the training parts that it writes.
     """
     with reading_bar([cuts], "shuffle") as bar:
@@ -211,7 +211,7 @@ def shuffle(cuts: str, output: str, seed: int) -> None:
 
 
 def _numbers(text: str, expected: int) -> List[float]:
-    """``2,1,1`` as positive numbers, one a manifest."""
+    """``2,1,1`` as positive numbers, one per manifest."""
 
     try:
         numbers = [float(part) for part in text.split(",")]
@@ -248,8 +248,8 @@ def split(cuts: str, output_dir: Path, shares: str, seed: int, **given: Any) -> 
       manifest split cuts.jsonl.gz data --by speaker --by text --text-words 4
       manifest split cuts.jsonl.gz data --by recording --shares train=0.98,dev=0.02
 
-    Cuts that share a speaker (text, ..) go to one set, and so do those that hang together by others: with several
-    --by the groups are connected components. Every cut is checked for leaks once more when it is written.
+    Cuts that share a speaker (text, ..) go to the same set, also if only other cuts connect them: with several --by,
+    groups are connected components. Every cut is checked for leaks once more when it is written.
     """
 
     wanted = parse_shares(shares)
@@ -309,7 +309,7 @@ def subset(source: str, output: str, **given: Any) -> None:
       manifest subset all.jsonl.gz french.jsonl.gz --language fr --task ner
       manifest subset all.jsonl.gz partly.jsonl.gz --keep-labels ner=0.25 --keep-labels lid=0.5
 
-    The last is for experiments on partially labelled data: the labels of the other cuts are gone from OUTPUT.
+    The last example is for experiments on partially labelled data: the labels of the other cuts are dropped.
     """
     sets = {name: frozenset(given[name]) for name in ("languages", "corpora", "tasks", "without_tasks")}
     ids = read_ids(given["ids"], source) if given["ids"] else None
@@ -365,12 +365,12 @@ def conversations(
     normaliser: str,
     options: ConversationOptions,
 ) -> None:
-    """Put the turns of long recordings together: OUTPUT has cuts of several, with real speaker changes and endpoints.
+    """Join turns of long recordings into cuts of several turns, with real speaker changes and endpoints, in OUTPUT.
 
-    TURNS: cuts that hold a recording's turns, all in one cut or a cut each (those of one recording after another), or
-    supervisions with --recordings. Each turn needs a speaker and a text. Cuts end where nobody speaks, or where one
-    turn ends exactly as the next begins. Turns that are in no cut are listed, with the reason, in a file
-    .left_out.jsonl beside OUTPUT.
+    TURNS: cuts that hold a recording's turns, all in one cut or one cut each (grouped by recording), or supervisions
+    with --recordings. Each turn needs a speaker and a text. Cuts end where nobody speaks, or where one turn ends
+    exactly when the next begins. Turns that are in no cut are listed, with the reason, in a file .left_out.jsonl beside
+    OUTPUT.
     """
     from tokenverse_pp.data.editing.conversations import write_conversations
 

@@ -50,7 +50,7 @@ def import_corpus(output: Path, **given: Any) -> None:
     """Turn tables and annotation files into labelled cuts, written to OUTPUT (.jsonl or .jsonl.gz).
 
     One source gives the turns (--table, --kaldi, --hf, --stm, --subtitles, --transcripts, or --rttm, or --ctm); others
-    may add what it lacks: speakers (--rttm), words (--ctm), entities (--brat, --conll), audio (--recordings).
+    may add what is missing: speakers (--rttm), words (--ctm), entities (--brat, --conll), audio (--recordings).
 
     \b
     A table with columns audio, text, language:
@@ -69,7 +69,7 @@ def import_corpus(output: Path, **given: Any) -> None:
     Tasks by fields: asr text, scd speaker, endp endpoint, ner entities, lid language,
     punct custom.written (or the text, by --written).
 
-    Rows that cannot be mapped are listed with file and line, and nothing is written unless --skip-bad.
+    Rows that cannot be mapped are listed with file and line, and nothing is written without --skip-bad.
     """
     from tokenverse_pp.data.importing.run import import_manifest
 
@@ -77,7 +77,7 @@ def import_corpus(output: Path, **given: Any) -> None:
 
 
 def options_of(given: Dict[str, Any]) -> ImportOptions:
-    """The command line's options, checked."""
+    """Check the command line's options, and convert them."""
     normaliser = given.pop("normaliser")
     if normaliser not in TEXT_NORMALISERS:
         raise UserError(f"--normaliser {normaliser}: expected one of {', '.join(TEXT_NORMALISERS)}")
@@ -95,7 +95,7 @@ def options_of(given: Dict[str, Any]) -> ImportOptions:
 
 
 def pairs(values: Tuple[str, ...], option: str) -> Dict[str, str]:
-    """``FIELD=VALUE`` options as a dictionary; the field is known, and given once."""
+    """``FIELD=VALUE`` options as a dictionary (raises UserError for unknown and repeated fields)."""
 
     found: Dict[str, str] = {}
     for value in values:

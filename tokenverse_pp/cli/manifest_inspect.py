@@ -43,8 +43,8 @@ from tokenverse_pp.data.samplers import open_source
 def validate(cuts: Tuple[str, ...], audio: bool, list_all: bool, first: Optional[int]) -> None:
     """Check manifests CUTS against the label schema; exit code 2 if anything is wrong.
 
-    Problems go to stderr, one a line, with the file, the line and the cut. All of a manifest is read in any case, so
-    that the last line says how many more there are.
+    Problems are written to stderr, one per line, with the file, the line and the cut. Each manifest is read completely,
+    so that the last line can say how many more there are.
     """
     valid = True
     with reading_bar(cuts, "validate") as bar:
@@ -66,10 +66,10 @@ def validate(cuts: Tuple[str, ...], audio: bool, list_all: bool, first: Optional
 @click.option("--json", "json_path", type=click.Path(dir_okay=False), help="Write the counts to this file.")
 @click.option("--plot", type=click.Path(dir_okay=False), help="Draw hours labelled by task and language (.png).")
 def stats(cuts: Tuple[str, ...], json_path: Optional[str], plot: Optional[str]) -> None:
-    """Count hours, turns, words and task tokens of CUTS, by task and language: labelled, not labelled.
+    """Count hours, turns, words and task tokens of CUTS, by task and language, labelled and not labelled.
 
-    "machine h" is the part of the labelled hours whose labels a machine made (`manifest label`). With several
-    manifests, or cuts that name their corpus (custom field corpus), it also says what each gives to each task.
+    "machine h" are the labelled hours whose labels a machine made (`manifest label`). With several manifests, or cuts
+    that name their corpus (custom field corpus), it also shows what each contributes to each task.
     """
     with reading_bar(cuts, "stats") as bar:
         counts = count_manifests(cuts, bar)
@@ -88,7 +88,7 @@ def stats(cuts: Tuple[str, ...], json_path: Optional[str], plot: Optional[str]) 
 @click.option("--cuts", required=True, type=click.Path(), help="Manifest of the cuts.")
 @click.option("--tasks", help="Only the tokens of these, e.g. asr,ner. Default: of all that the cut is labelled for.")
 def show(cut_id: str, cuts: str, tasks: Optional[str]) -> None:
-    """Print the cut ID as text with task tokens, its turns with times, and what it is not labelled for."""
+    """Print the cut ID as text with task tokens, its turns with times, and the tasks that it is not labelled for."""
     names = tasks.replace(",", " ").split() if tasks is not None else None
     click.echo(show_cut(find_cut(cuts, cut_id), names))
 
@@ -96,14 +96,14 @@ def show(cut_id: str, cuts: str, tasks: Optional[str]) -> None:
 @click.command()
 @click.argument("cuts", nargs=-1, required=True, type=click.Path(exists=True))
 def index(cuts: Tuple[str, ...]) -> None:
-    """Write the index of each of CUTS, manifests or Shar folders, beside it: its name and .index.
+    """Write an index beside each of CUTS (manifests or Shar folders), named like it with .index appended.
 
     \b
       manifest index cuts_train.jsonl shar/train
 
-    Training then counts and compares a manifest, and finds its place in it, without reading it. Of a plain .jsonl any
-    cut is found at once; a .jsonl.gz must still be unpacked from its start. Make it again when CUTS change: an index
-    of other content is refused.
+    With it, training counts and compares a manifest, and finds its place in it, without reading it. In a plain .jsonl
+    any cut is found at once; a .jsonl.gz must still be unpacked from its start. Write it again when CUTS change: an
+    index that does not match is refused.
     """
     for path in cuts:
         index_path(path).unlink(missing_ok=True)
@@ -132,9 +132,9 @@ def to_shar(cuts: str, output_dir: Path, shard_size: int, audio: str, jobs: int)
       manifest to-shar cuts_train.jsonl.gz shar/train --shard-size 2000 --num-jobs 16
       manifest to-shar cuts_train.jsonl.gz s3://bucket/shar/train
 
-    Shards are read from start to end, which disks and network file systems are good at. The cuts stand in them in
-    the order of CUTS: shuffle before (`manifest shuffle`). data.train takes the folder in
-    place of a manifest. Labels stay as they are: lhotse's CutSet.from_shar(in_dir=OUTPUT_DIR) gives them back.
+    Shards are read from start to end, which is fast on disks and network file systems. They keep the order of CUTS, so
+    shuffle before (`manifest shuffle`). data.train takes the folder instead of a manifest. Labels are kept: lhotse's
+    CutSet.from_shar(in_dir=OUTPUT_DIR) returns them.
     """
     with reading_bar([cuts], "to-shar") as bar:
         report = write_shar(cuts, output_dir, shard_size, audio, bar, jobs)
@@ -194,12 +194,12 @@ def store_features(
     threads: int,
     **given: Any,
 ) -> None:
-    """Store the frozen encoder's features of CUTS and write the cuts that point at them to OUTPUT.
+    """Store the frozen encoder's features of CUTS, and write cuts that refer to them to OUTPUT.
 
-    Training with data.stored_features=true then skips the encoder, whose cost is most of a step. Features of chunks
-    are kept beside those that CUTS already have: run it once for each combination that model.streaming draws. With
-    --num-jobs the processes share the GPUs, or without GPUs the cores. With --engine ray the same command continues a
-    run that was stopped.
+    Training with data.stored_features=true then skips the encoder, which takes most of a step. Features of chunks are
+    added to those that CUTS already have: run it once for each combination that model.streaming draws. With --num-jobs
+    the processes share the GPUs, or the cores if there are no GPUs. With --engine ray, the same command resumes a
+    stopped run.
     """
     from tokenverse_pp.api.folders import locate_encoder
     from tokenverse_pp.data.distributed import set_threads

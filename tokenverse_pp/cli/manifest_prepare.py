@@ -1,7 +1,7 @@
-"""`tokenverse-pp manifest prepare`: one command a corpus.
+"""`tokenverse-pp manifest prepare`: one command per corpus.
 
-Each hands its options to the function ``prepare_<corpus>`` of `tokenverse_pp.data.corpora`, those of all corpora as one
-`Preparation`. The help ends with the corpus's licence and with what a rerun does, which is the same for all.
+Each passes its options to the function ``prepare_<corpus>`` of `tokenverse_pp.data.corpora`, those of all corpora as
+one `Preparation`. The help ends with what a rerun does, which is the same for all, and with the corpus's licence.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ common_options = together(
 
 
 def as_preparation(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of all corpora, handed to the command as a `Preparation`, its first argument."""
+    """Pass the options of all corpora to the command as a `Preparation`, its first argument."""
 
     @functools.wraps(command)
     def called(**given: Any) -> None:
@@ -63,7 +63,7 @@ languages_option = click.option(
     multiple=True,
     help="A language folder of the corpus; give it several times. [default: all that are there]",
 )
-# Of telephone calls.
+# Options of corpora of telephone calls.
 call_options = together(
     click.option(
         "--transcripts",
@@ -86,7 +86,7 @@ call_options = together(
 
 
 def corpus_command(name: str) -> Callable[[Callable[..., Any]], click.Command]:
-    """A command for a corpus; its help ends with the licence and with what a rerun does."""
+    """Make a command for a corpus; its help ends with what a rerun does and with the licence."""
 
     def made(command: Callable[..., Any]) -> click.Command:
         command.__doc__ = f"{(command.__doc__ or '').rstrip()}\n\n    {RERUN}\n\n    Licence: {LICENCES[name]}.\n    "
@@ -96,7 +96,7 @@ def corpus_command(name: str) -> Callable[[Callable[..., Any]], click.Command]:
 
 
 def window_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of `ConversationOptions`, handed to the command as one argument ``options``."""
+    """Add the options of `ConversationOptions`, which the command gets as one argument ``options``."""
 
     @functools.wraps(command)
     def gathered(*args: Any, **kwargs: Any) -> Any:
@@ -135,9 +135,9 @@ def window_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def ami(run: Preparation, **given: Any) -> None:
     """AMI meetings: asr, scd, endp and lid, windows of several turns.
 
-    CORPUS_DIR holds <meeting>/audio/*.wav at any depth and ami_public_manual_1.6.2 (folder or zip). Written:
-    OUT/cuts_{train,dev,test}.jsonl.gz. A turn is what lhotse gives: a sentence, or a segment without a full stop; it
-    ends in a semantic endpoint where the annotators wrote . ? or !.
+    CORPUS_DIR holds <meeting>/audio/*.wav at any depth and ami_public_manual_1.6.2 (folder or zip). Writes
+    OUT/cuts_{train,dev,test}.jsonl.gz. Turns are those of lhotse: a sentence, or a segment without a full stop. A turn
+    ends in a semantic endpoint if the annotators wrote . ? or !.
     """
     from tokenverse_pp.data.corpora.conversations import prepare_ami
 
@@ -155,8 +155,8 @@ def callhome_english(run: Preparation, **given: Any) -> None:
     CORPUS_DIR holds LDC97S42 (speech) and LDC97T14 (transcripts), as their archives unpack, or is LDC97S42 and
     --transcripts is LDC97T14. Calls are written as 16 kHz FLAC in OUT/audio; compressed SPHERE files need sph2pipe for
     that (lhotse install-sph2pipe).
-    Written: OUT/cuts_{train,dev,test}.jsonl.gz. A window holds both sides of the call, and never a turn whose words are
-    not known ((( )), speech in another language).
+    Writes OUT/cuts_{train,dev,test}.jsonl.gz. A window holds both sides of the call, and never a turn with unknown
+    words ((( )), speech in another language).
     """
     from tokenverse_pp.data.corpora.telephone import prepare_callhome_english
 
@@ -171,8 +171,8 @@ def commonvoice(run: Preparation, **given: Any) -> None:
     """Common Voice: asr and lid, sentences read by volunteers.
 
     CORPUS_DIR is an unpacked release, cv-corpus-<version>, with <locale>/{train,dev,test}.tsv and <locale>/clips.
-    Written: OUT/cuts_<split>_<code>.jsonl.gz, one cut a sentence, and the clips as 16 kHz FLAC in OUT/audio (about
-    110 MB an hour; clips that are there from an earlier run are kept). Locales become language codes: sv-SE is sv,
+    Writes OUT/cuts_<split>_<code>.jsonl.gz, one cut per sentence, and the clips as 16 kHz FLAC in OUT/audio (about
+    110 MB per hour; clips from an earlier run are kept). Locales become language codes: sv-SE is sv,
     zh-CN and zh-TW are zh, zh-HK is yue.
     """
     from tokenverse_pp.data.corpora.read_speech import prepare_commonvoice
@@ -189,8 +189,8 @@ def earnings22(run: Preparation, **given: Any) -> None:
 
     CORPUS_DIR is earnings22 of github.com/revdotcom/speech-datasets with its audio (git lfs pull): media/*.mp3 and
     transcripts/force_aligned_nlp_references/*.aligned.nlp, since the other transcripts have no times. Calls are written
-    as 16 kHz FLAC in OUT/audio. Written: OUT/cuts_test.jsonl.gz, windows of several turns, a turn a sentence. No window
-    holds a sentence with a word that the aligner did not find: 63 of the 119 hours are left.
+    as 16 kHz FLAC in OUT/audio. Writes OUT/cuts_test.jsonl.gz, windows of several turns; a turn is a sentence. No
+    window holds a sentence with a word that the aligner did not find, so 63 of the 119 hours are left.
     """
     from tokenverse_pp.data.corpora.earnings22 import prepare_earnings22
 
@@ -207,7 +207,7 @@ def eval2000(run: Preparation, **given: Any) -> None:
 
     CORPUS_DIR holds LDC2002S09/hub5e_00/english and LDC2002T43/[2000_hub5_eng_eval_tr/]reference/english. Calls are
     written as 16 kHz FLAC in OUT/audio; compressed SPHERE files need sph2pipe for that (lhotse install-sph2pipe).
-    Written: OUT/cuts_test.jsonl.gz.
+    Writes OUT/cuts_test.jsonl.gz.
     """
     from tokenverse_pp.data.corpora.telephone import prepare_eval2000
 
@@ -221,9 +221,9 @@ def eval2000(run: Preparation, **given: Any) -> None:
 def fleurs(run: Preparation, **given: Any) -> None:
     """FLEURS: asr and lid, sentences of Wikipedia read in 102 languages.
 
-    CORPUS_DIR is a copy of google/fleurs of the hub, [data/]<locale>/<split>.tsv and audio/<split>.tar.gz (packed, or
-    unpacked to audio/<split>/), or what `lhotse download fleurs` wrote. Every split that is there is prepared:
-    OUT/cuts_<split>_<code>.jsonl.gz, one cut a reading. Archives are unpacked into OUT/audio. The id of a cut is
+    CORPUS_DIR is a copy of google/fleurs from the hub, [data/]<locale>/<split>.tsv and audio/<split>.tar.gz (packed, or
+    unpacked to audio/<split>/), or what `lhotse download fleurs` wrote. Every split that is found is prepared:
+    OUT/cuts_<split>_<code>.jsonl.gz, one cut per reading. Archives are unpacked into OUT/audio. The id of a cut is
     <locale>-<clip>, such as fr_fr-10004088536354799741.
     """
     from tokenverse_pp.data.corpora.fleurs import prepare_fleurs
@@ -248,19 +248,19 @@ def fleurs(run: Preparation, **given: Any) -> None:
 @click.option("--tasks", help="Tasks that all rows are labelled for, e.g. asr,lid. Default: by the fields.")
 @click.option("--widen-entities", "widen", is_flag=True, help="Extend entities that are a part of a word to all of it.")
 def huggingface(run: Preparation, **given: Any) -> None:
-    """A data set of Hugging Face's library: what its columns have labels for.
+    """A data set of Hugging Face's library: the tasks that its columns have labels for.
 
     DATASET is a folder (save_to_disk, audiofolder, parquet) or a name on the hub, owner/name, which is downloaded. Its
-    splits become OUT/cuts_<split>.jsonl.gz, validation as dev, one cut a row; audio within the rows is written to
-    OUT/audio. Needs pip install 'tokenverse_pp[datasets]'.
+    splits become OUT/cuts_<split>.jsonl.gz, validation as dev, one cut per row; audio within the rows is written
+    to OUT/audio. Needs pip install 'tokenverse_pp[datasets]'.
 
     \b
       tokenverse-pp manifest prepare huggingface owner/name data/name --config fr \\
           --column text=sentence --set language=fr --num-jobs 8
 
     Fields and columns are those of `manifest import --help`: audio (a path, bytes or samples) and text are needed;
-    speaker, language, entities (BIO tags, or objects of start, end or length, and type) and endpoint are labels where
-    they are there. Columns with a field's name are found without --column.
+    speaker, language, entities (BIO tags, or objects of start, end or length, and type) and endpoint are labels if
+    present. Columns with a field's name are found without --column.
     """
     from tokenverse_pp.data.corpora.huggingface import prepare_huggingface
     from tokenverse_pp.data.importing.fields import constants_of
@@ -275,8 +275,8 @@ def huggingface(run: Preparation, **given: Any) -> None:
 def librispeech(run: Preparation, **given: Any) -> None:
     """LibriSpeech or Mini LibriSpeech: asr and lid, English read books.
 
-    CORPUS_DIR is the unpacked folder LibriSpeech: <part>/<speaker>/<chapter>/. Every part that is there is prepared:
-    OUT/cuts_train_clean_100.jsonl.gz, OUT/cuts_dev_other.jsonl.gz and so on, one cut an utterance.
+    CORPUS_DIR is the unpacked folder LibriSpeech: <part>/<speaker>/<chapter>/. Every part that is found is prepared:
+    OUT/cuts_train_clean_100.jsonl.gz, OUT/cuts_dev_other.jsonl.gz and so on, one cut per utterance.
     """
     from tokenverse_pp.data.corpora.read_speech import prepare_librispeech
 
@@ -289,8 +289,8 @@ def mls(run: Preparation, **given: Any) -> None:
     """Multilingual LibriSpeech: asr and lid, eight languages of read books.
 
     CORPUS_DIR holds mls_<language> or mls_<language>_opus, each with metainfo.txt and, for train, dev and test,
-    transcripts.txt and audio/. Every language that is there is prepared: OUT/cuts_<split>_<code>.jsonl.gz, one cut a
-    segment.
+    transcripts.txt and audio/. Every language that is found is prepared: OUT/cuts_<split>_<code>.jsonl.gz, one cut
+    per segment.
     """
     from tokenverse_pp.data.corpora.read_speech import prepare_mls
 
@@ -311,8 +311,8 @@ def slue_voxpopuli(run: Preparation, **given: Any) -> None:
     """SLUE-VoxPopuli: asr, lid and ner, speeches in the European Parliament in English.
 
     CORPUS_DIR is the unpacked archive, slue-voxpopuli_{fine-tune,dev,test}.tsv and {fine-tune,dev,test}/*.ogg, or a
-    copy of asapp/slue of the hub, voxpopuli/{train,validation,test}-*.parquet (its clips are written to OUT/audio).
-    Every split that is there is prepared: OUT/cuts_{train,dev,test}.jsonl.gz, one cut an utterance, under its id in the
+    copy of asapp/slue from the hub, voxpopuli/{train,validation,test}-*.parquet (its clips are written to OUT/audio).
+    Every split that is found is prepared: OUT/cuts_{train,dev,test}.jsonl.gz, one cut per utterance, with its id in the
     corpus. The blind test set has no entities, and is labelled for asr and lid.
     """
     from tokenverse_pp.data.corpora.voxpopuli import prepare_slue_voxpopuli
@@ -328,10 +328,10 @@ def voxpopuli(run: Preparation, **given: Any) -> None:
     """VoxPopuli: asr and lid, speeches in the European Parliament.
 
     CORPUS_DIR holds whole sessions, raw_audios/<language>/<year>/*.ogg or raw_audios/original/<year>/*.ogg, and the
-    transcripts asr_<language>.tsv.gz (where those are missing lhotse downloads them); or clips,
+    transcripts asr_<language>.tsv.gz (lhotse downloads missing ones); or clips,
     transcribed_data/<language>/asr_<split>.tsv as VoxPopuli's get_asr_data writes them, or data/<language>/ of
-    facebook/voxpopuli on the hub, whose archives are unpacked into OUT/audio. Written:
-    OUT/cuts_<split>_<language>.jsonl.gz, one cut a segment.
+    facebook/voxpopuli on the hub, whose archives are unpacked into OUT/audio. Writes
+    OUT/cuts_<split>_<language>.jsonl.gz, one cut per segment.
     """
     from tokenverse_pp.data.corpora.voxpopuli import prepare_voxpopuli
 

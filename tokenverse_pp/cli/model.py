@@ -24,8 +24,8 @@ def tokenizer(config_files: Tuple[Path, ...], overrides: Tuple[str, ...], output
       tokenizer --config my.yaml --tokenizer.sentences 1000000 --output data/tokenizer.model
       python recipes/train.py --config my.yaml --tokenizer.model data/tokenizer.model
 
-    It is the one that training would make. tokenizer.sentences draws the texts as data.weights draws the cuts, so
-    that a large corpus has no larger share of the vocabulary than of training; without it every text counts once.
+    Training would make the same tokenizer. With tokenizer.sentences, texts are drawn by data.weights like cuts, so that
+    a large corpus has no larger share of the vocabulary than of training; without it, every text counts once.
     """
     from tokenverse_pp.data.access import allow_sources
     from tokenverse_pp.models.bundle import get_tokenizer
@@ -118,7 +118,7 @@ def export(
 ) -> None:
     """Export MODEL (folder, checkpoint, experiment, name or hub id) for tokenverse_pp.runtime or for sherpa-onnx.
 
-    The folder is written once its graphs agree with torch on random audio.
+    The folder is written only if its graphs agree with torch on random audio.
     """
     from tokenverse_pp.api.model import load_named
     from tokenverse_pp.onnx.export import export_onnx
@@ -145,7 +145,7 @@ def export(
 
 
 def _sherpa_form(target: str, form: Any, streaming: bool) -> Any:
-    """The form of an export for sherpa-onnx, None for the runtime (raises UserError for options of the other)."""
+    """The form of an export for sherpa-onnx, None for the runtime (raises UserError for options of the other one)."""
     if target == "runtime":
         if form is not None:
             raise UserError(f"--form {form}: only with --for sherpa-onnx")

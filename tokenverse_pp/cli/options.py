@@ -1,4 +1,4 @@
-"""Options of commands: made from the fields of a dataclass, and those that several commands have (docs/security.md)."""
+"""Options of commands: made from the fields of a dataclass, or shared by several commands (docs/security.md)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ EMPTY: Tuple[Any, ...] = (None, "", (), frozenset())  # defaults that stand for 
 
 
 def together(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
-    """Several decorators as one; their options come in this order."""
+    """Combine decorators into one; their options come in this order."""
 
     def decorate(command: Command) -> Command:
         for decorator in reversed(decorators):
@@ -46,15 +46,15 @@ class NamedNumber(click.ParamType):
     """``NAME=NUMBER`` of a command line -> (NAME, NUMBER).
 
     Args:
-        name: how the help names it.
-        example: for the error.
+        name: name in the help.
+        example: example for the error message.
     """
 
     def __init__(self, name: str, example: str):
         self.name, self.example = name, example
 
     def convert(self, value: Any, param: Optional[click.Parameter], ctx: Optional[click.Context]) -> Tuple[str, float]:
-        """The pair (raises UserError)."""
+        """Return the pair (raises UserError)."""
         name, _, text = value.rpartition("=")
         try:
             number = float(text)
@@ -69,15 +69,15 @@ class NamedNumber(click.ParamType):
 def options_from(cls: type, *names: str, **changes: Mapping[str, Any]) -> Callable[[Command], Command]:
     """Options of a command from fields of a dataclass: names, types, defaults and help.
 
-    The help is the docstring of the field. ``Literal`` fields take their choices, tuples and sets may be given several
-    times, ``bool`` fields are flags, with a ``--no-`` form where they are on by default.
+    The help is the docstring of the field. ``Literal`` fields become choices, tuples and sets may be given several
+    times, ``bool`` fields are flags, with a ``--no-`` form if they are on by default.
 
     Args:
         cls: the dataclass.
         names: the fields that get an option, in the order of ``--help``; all of them if none is named.
         changes: field -> arguments of ``click.option`` that differ (``type``, ``default``, ``help``, ..); ``option`` is
-            another name of the option, ``type=click.Choice(..)`` names the choices of a string. With ``default=None``
-            the help names the default of the field, and None says that the option was not given.
+            another name of the option, ``type=click.Choice(..)`` sets the choices of a string. With ``default=None``
+            the help names the default of the field, and None means that the option was not given.
     """
     hints, texts = get_type_hints(cls), option_help(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}
@@ -119,7 +119,7 @@ def _option(name: str, hint: Any, default: Any, text: Any, changes: Mapping[str,
 
 
 def chosen(cls: type, given: Mapping[str, Any], **others: Any) -> Any:
-    """The dataclass of the options of a command line; fields without an option keep their defaults."""
+    """Build a dataclass from the options of a command line; fields without an option keep their defaults."""
     names = {field.name for field in dataclasses.fields(cls)}
     return cls(**{**{name: value for name, value in given.items() if name in names}, **others})
 
@@ -129,10 +129,10 @@ def names_of(text: Optional[str]) -> Tuple[str, ...]:
     return tuple(name.strip() for name in (text or "").split(",") if name.strip())
 
 
-# What `options_from` is to change for the field of that name.
+# Changes for the field of that name in `options_from`.
 TOKEN_BIAS = {"type": NamedNumber("TOKEN=NUMBER", "[SCD]=0.7"), "multiple": True}
 
-# Of commands that load a model by its folder, name or hub id.
+# Options of commands that load a model by its folder, name or hub id.
 model_option = click.option("--model", required=True, help="Model folder, checkpoint, experiment, name or hub id.")
 model_options = together(
     click.option("--model", help="Folder, name or hub id of a model. [default: human-speech, an example]"),
@@ -157,7 +157,7 @@ threads_option = click.option(
 
 
 def engine_options(command: Command) -> Command:
-    """``--engine`` and its options, for a corpus job. The engine is the current one while the command runs."""
+    """Add ``--engine`` and its options to a corpus job. The engine is the current one while the command runs."""
 
     @options_from(EngineOptions, ray_address={"type": str}, worker_gpus={"type": float})
     @functools.wraps(command)
@@ -175,7 +175,7 @@ def engine_options(command: Command) -> Command:
     return with_engine
 
 
-# Of commands that read a training configuration; their context needs ``ignore_unknown_options``.
+# Options of commands that read a training configuration; their context needs ``ignore_unknown_options``.
 config_options = together(
     click.option(
         "--config",
@@ -196,7 +196,7 @@ def read_config(config_files: Sequence[Path], overrides: Sequence[str]) -> Any:
 
 
 def plugin_option(command: Command) -> Command:
-    """``--plugin``: files of tasks, which are run before the command."""
+    """Add ``--plugin``: files with tasks, which are run before the command."""
 
     @click.option(
         "--plugin",
@@ -214,7 +214,7 @@ def plugin_option(command: Command) -> Command:
 
 
 def plugin_options(command: Command) -> Command:
-    """``--plugin`` and ``--trust-plugins``, for a command that loads a model; it is called with ``trust_plugins``."""
+    """Add ``--plugin`` and ``--trust-plugins`` to a command that loads a model and takes ``trust_plugins``."""
     trust = click.option(
         "--trust-plugins", is_flag=True, help="Run the files that the model names for its tasks: code of its author."
     )
@@ -230,7 +230,7 @@ def load_given(plugins: Tuple[str, ...]) -> None:
 
 
 def source_options(command: Command) -> Command:
-    """``--allow-commands`` and ``--allow-urls``, for a command that loads the audio of manifests."""
+    """Add ``--allow-commands`` and ``--allow-urls`` to a command that loads the audio of manifests."""
 
     @click.option(
         "--allow-commands", is_flag=True, help="Run shell commands that the manifest names as sources of audio."

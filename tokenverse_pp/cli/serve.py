@@ -94,14 +94,14 @@ def serve(
 ) -> None:
     """Transcribe streams of audio while they are spoken, and uploaded files.
 
-    The page at http://HOST:PORT/ takes a microphone or a file; programs connect to ws://HOST:PORT/stream, as
-    docs/streaming_protocol.md says (in Python: tokenverse_pp.serving.client). Clients of OpenAI's audio API take
-    http://HOST:PORT/v1 as their base URL and upload files (docs/openai_api.md). /health tells the state as JSON,
-    /healthz for supervisors, /metrics for Prometheus (docs/deployment.md).
+    The page at http://HOST:PORT/ transcribes a microphone or a file. Programs connect to ws://HOST:PORT/stream
+    (docs/streaming_protocol.md; in Python: tokenverse_pp.serving.client). Clients of OpenAI's audio API use
+    http://HOST:PORT/v1 as their base URL and upload files (docs/openai_api.md). /health returns the state as JSON,
+    /healthz is for supervisors, /metrics for Prometheus (docs/deployment.md).
 
     SIGINT (Ctrl-C) and SIGTERM close all streams with code 1001 and end the server with exit code 0.
 
-    Words and audio are not logged. There is no TLS here: in front of other machines, put a proxy that has it.
+    Words and audio are not logged. The server has no TLS: for other machines, put a proxy with TLS in front of it.
     """
     import logging
 
@@ -123,7 +123,7 @@ def serve(
 
 
 def _models(given: Mapping[str, Any]) -> Tuple[Any, Any]:
-    """The model, loaded: ready to stream, and for uploads (raises UserError)."""
+    """Load the model; return it for streams and for uploads (raises UserError)."""
     import logging
 
     from tokenverse_pp.api.folders import ABOUT_DEFAULT, DEFAULT
@@ -154,7 +154,7 @@ def _models(given: Mapping[str, Any]) -> Tuple[Any, Any]:
 
 
 def _transcription(given: Mapping[str, Any], method: Any) -> TranscribeOptions:
-    """How recordings are transcribed, with this method of search (raises UserError)."""
+    """The transcription options, with this search method (raises UserError)."""
     names = ("hotword_score", "lm_scale", "lm_bonus", "blank_penalty", "token_bias", "beam")
     scales = {name: given[name] for name in names}
     return TranscribeOptions(
@@ -168,7 +168,7 @@ def _transcription(given: Mapping[str, Any], method: Any) -> TranscribeOptions:
 
 
 def _search(given: Mapping[str, Any], has_language: bool) -> SearchOptions:
-    """How streams are searched that do not say otherwise, by the rules of `transcribe` (raises UserError)."""
+    """The default search options of streams, by the rules of `transcribe` (raises UserError)."""
     from tokenverse_pp.api.transcribing import search_options
 
     needs_beam = given["hotwords"] is not None or given["lm"] is not None
@@ -223,9 +223,9 @@ def stream(
 ) -> None:
     """Send AUDIO to a streaming server (`tokenverse-pp serve`), and print its events as they arrive.
 
-    Any rate and number of channels: channels are averaged, then resampled to 16 kHz.
+    AUDIO may have any rate and number of channels. Channels are averaged, then resampled to 16 kHz.
     """
-    # torch and lhotse take seconds to import: not for `--help`.
+    # torch and lhotse take seconds to import; `--help` does not need them.
     from tokenverse_pp.decoding.context_graph import read_hotwords
     from tokenverse_pp.serving.access import read_token
     from tokenverse_pp.serving.client import need_websockets, transcribe
@@ -237,7 +237,7 @@ def stream(
     given["hotwords"] = None if hotwords is None else read_hotwords(hotwords)
 
     def begin(ready: Dict[str, Any]) -> None:
-        if not ready.get("trained_in_chunks", True):  # older servers do not say
+        if not ready.get("trained_in_chunks", True):  # older servers do not send it
             click.echo(f"warning: {NEVER_IN_CHUNKS}", err=True)
 
     def show(event: Dict[str, Any]) -> None:

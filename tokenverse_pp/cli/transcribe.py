@@ -29,7 +29,7 @@ from tokenverse_pp.cli.options import (
     threads_option,
 )
 
-# Names of formats are written here too, so that `--help` need not import torch (a test compares them).
+# The names of formats are repeated here, so that `--help` need not import torch (a test compares them).
 FORMATS = ("text", "raw", "json", "srt", "vtt", "rttm", "stm", "ctm", "html")
 
 
@@ -84,7 +84,7 @@ def transcribe(audio: Tuple[str, ...], **given: Any) -> None:
     ffmpeg -i talk.mkv -f wav - | tokenverse-pp transcribe - --tasks asr,endp
 
     On a terminal: turns with their times, entities in brackets, endpoints as ◆, unsure words underlined (in colour
-    unless NO_COLOR is set). In a pipe: plain text, with several files behind their names; json gives a line each.
+    unless NO_COLOR is set). In a pipe: plain text, after the file's name if there are several; json: a line per file.
 
     Exit code 2: an option is wrong, or some input was refused (one line each on stderr; all others are transcribed).
     """
@@ -126,7 +126,7 @@ def check(audio: Tuple[str, ...], given: Mapping[str, Any]) -> None:
 
 def run(audio: Tuple[str, ...], given: Mapping[str, Any], options: TranscribeOptions) -> bool:
     """Transcribe and write; returns whether all inputs were transcribed."""
-    # torch and lhotse take seconds to import: not for `--help`, nor for a wrong option.
+    # torch and lhotse take seconds to import; `--help` and wrong options do not need them.
     from tokenverse_pp.api.folders import ABOUT_DEFAULT, DEFAULT
     from tokenverse_pp.api.model import TokenVerse
     from tokenverse_pp.api.transcribing import ProgressBars
@@ -178,7 +178,7 @@ def run(audio: Tuple[str, ...], given: Mapping[str, Any], options: TranscribeOpt
                 click.echo(f"error: {' '.join(reason.split())}", err=True)
     if parts is not None:
         parts.close()
-        if not unwritten:  # else the next run writes what was computed
+        if not unwritten:  # otherwise the next run writes what was computed
             parts.remove()
     return not refused
 
@@ -186,7 +186,7 @@ def run(audio: Tuple[str, ...], given: Mapping[str, Any], options: TranscribeOpt
 def by_workers(
     model: Any, items: Iterator[Any], options: TranscribeOptions, given: Mapping[str, Any], parts: Any
 ) -> Iterator[Any]:
-    """`TokenVerse.transcribe_each` by the workers of a cluster (raises UserError for options that do not fit)."""
+    """Run `TokenVerse.transcribe_each` on the workers of a cluster (raises UserError for invalid options)."""
     from tokenverse_pp.api.folders import DEFAULT
     from tokenverse_pp.api.model import RecognizerJob
     from tokenverse_pp.api.transcribing import decode_options, group_line, transcribe_by_cluster

@@ -1,4 +1,4 @@
-"""Inputs and outputs of `tokenverse-pp transcribe`: files, folders, manifests, standard input; files, a terminal."""
+"""Inputs (files, folders, manifests, standard input) and outputs (files, terminal) of `tokenverse-pp transcribe`."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _line(transcript: Transcript, turn: Turn, colour: bool, has_time: bool) -> s
 
 def style(text: str, colour: bool, **looks: Any) -> str:
     """Text with colours, or without."""
-    text = printable(text)  # neither a file's name nor a model's vocabulary is to steer the terminal
+    text = printable(text)  # neither a file's name nor a model's vocabulary may control the terminal
     return click.style(text, **looks) if colour and any(looks.values()) else text
 
 
@@ -94,13 +94,13 @@ def are_several(audio: Sequence[str]) -> bool:
 def sources(
     audio: Sequence[str], recursive: bool, raw_rate: Optional[int], mix: bool = True
 ) -> Iterator[NamedRecording]:
-    """The recordings in order, each opened when it is needed; a file that is named twice comes once.
+    """Yield the recordings in order, each opened when it is needed; a file that is named twice is yielded once.
 
     Args:
-        audio: as the command line names them.
-        recursive: whether folders of folders are looked into.
-        raw_rate: of bare samples on standard input; None for a file there.
-        mix: average the channels; without it each channel is a recording.
+        audio: the arguments of the command line.
+        recursive: whether to search subfolders.
+        raw_rate: rate of bare samples on standard input; None for a file there.
+        mix: whether to average the channels; otherwise each channel is a recording.
     """
     for source in _whole_sources(audio, recursive, raw_rate, mix):
         if mix or isinstance(source.heard, Refused):
@@ -180,16 +180,16 @@ def _stdin(raw_rate: Optional[int], mix: bool = True) -> Union[Heard, Refused]:
         return Refused("stdin", str(error))
 
 
-LINES = ("text", "raw")  # formats whose lines stand behind the file's name where there are several files
+LINES = ("text", "raw")  # formats whose lines follow the file's name if there are several files
 FIELDS = ("rttm", "stm", "ctm")  # formats whose lines have the name of the recording in a field
 
 
 class Output:
-    """Where transcripts go.
+    """Where transcripts are written.
 
     Args:
-        formats: as the command line names them; none for text (on a terminal: for people).
-        folder: for files; None for standard output.
+        formats: formats of the command line; none for text (on a terminal: `view`).
+        folder: folder for files; None for standard output.
         several: whether there may be more than one recording.
         times: whether paragraphs begin with their times; None: as `to_text` and `to_html` do.
     """
@@ -202,7 +202,7 @@ class Output:
         self._taken: Dict[str, str] = {}
 
     def reserve(self, source: NamedRecording) -> NamedRecording:
-        """The recording under a name of its own: with a number where another one has the same name (told on stderr)."""
+        """The recording under a unique name: with a number if another one has the same name (noted on stderr)."""
         if isinstance(source.heard, Refused) or (self.folder is None and self.formats[0] not in FIELDS):
             return source
         name = wanted = source.output if self.folder is not None else source.heard.name
@@ -225,7 +225,7 @@ class Output:
             target = self.folder / (source.output + FORMATS[name].ending)
             try:
                 write_text(target, self._content(name, source, transcript, target.parent))
-            except UserError as error:  # the upload to a URL
+            except UserError as error:  # the upload to a URL failed
                 return f"{source.label}: {error}"
             except OSError as error:
                 return f"{source.label}: cannot write {error_line(error) or target}"

@@ -61,8 +61,8 @@ from tokenverse_pp.onnx.runtime import Exported, Runtime, StreamingRuntime
 from tokenverse_pp.onnx.sherpa_export import sherpa_readme, write_sherpa
 from tokenverse_pp.tasks import task_options
 
-# What is compared: seconds of each utterance of a batch (single ones, odd numbers of samples, very different lengths,
-# more and less padding than the traced example has), chunks of a stream, and pairs of a frame and some tokens.
+# Test cases: seconds of each utterance in a batch (single utterances, odd numbers of samples, very different lengths,
+# more and less padding than in the traced example), chunks per stream, and pairs of a frame and some tokens.
 BATCHES = ((1.0,), (0.51, 3.017, 1.2343), (6.3,), (2.0, 2.0), (0.3, 0.9))
 CHUNKS = (1, 2, 9)
 PAIRS, TOKENS = 64, 5
@@ -105,19 +105,19 @@ and return `frames` and the new states, under the same names with `.next`. They 
 
 
 def export_onnx(loaded: ModelBundle, output: Path, options: Optional[ExportOptions] = None) -> Description:
-    """Write a model as a folder for `tokenverse_pp.runtime.Runtime`, or with ``options.form`` for sherpa-onnx.
+    """Export a model to a folder for `tokenverse_pp.runtime.Runtime`, or for sherpa-onnx if ``options.form`` is set.
 
     Args:
         loaded: the model (`tokenverse_pp.models.bundle.load_model`), in eval mode on the CPU.
-        output: the folder; an earlier export there is replaced.
-        options: how to export.
+        output: folder to write; an earlier export there is replaced.
+        options: export options.
 
     Returns:
-        What ``export.json`` holds; ``check`` is the comparison with torch.
+        The contents of ``export.json``; ``check`` is the comparison with torch.
 
     Raises:
-        UserError: for an encoder that cannot be exported, graphs that do not agree with torch (nothing is
-            left then), a folder that holds something else, and missing packages.
+        UserError: if the encoder cannot be exported, the graphs do not agree with torch (nothing is written
+            then), the folder holds something else, or a package is missing.
     """
     options = options or ExportOptions()
     require_onnx()
@@ -140,7 +140,7 @@ def export_onnx(loaded: ModelBundle, output: Path, options: Optional[ExportOptio
 
 
 def _write(loaded: ModelBundle, folder: Path, options: ExportOptions) -> Description:
-    """Fill a folder, and compare it with torch."""
+    """Write an export to a folder, and compare it with torch."""
     description = _described(loaded, options)
     write = _write_runtime if options.form is None else write_sherpa
     description = write(loaded, folder, description, options)
@@ -155,7 +155,7 @@ def _write(loaded: ModelBundle, folder: Path, options: ExportOptions) -> Descrip
 
 
 def _write_runtime(loaded: ModelBundle, folder: Path, description: Description, options: ExportOptions) -> Description:
-    """Write what `tokenverse_pp.runtime` reads, but for the description."""
+    """Write the files that `tokenverse_pp.runtime` reads, except the description."""
     model = prepared(loaded.model, given_mel=options.chunks is None)
     encoders = [ENCODER]
     if options.chunks is None:
@@ -185,7 +185,7 @@ def _write_runtime(loaded: ModelBundle, folder: Path, description: Description, 
 
 
 def _described(loaded: ModelBundle, options: ExportOptions) -> Description:
-    """The description of a model, without files and comparison."""
+    """The description of a model, without ``files`` and ``check``."""
     model, log_mel, predictor = loaded.model, log_mel_of(loaded.model), loaded.model.predictor
     backbone: Any = model.encoder.backbone
     lens = torch.arange(1, SAMPLE_RATE)
@@ -256,10 +256,10 @@ def predictor_shapes(d: Description) -> str:
 
 
 def compare(loaded: ModelBundle, folder: Path, precision: str, chunks: Optional[ChunkOptions] = None) -> Dict[str, Any]:
-    """Compare the graphs with torch: largest and RMS error of encoder and logits, relative to the RMS of torch's.
+    """Compare the graphs with torch; return the largest and RMS error of encoder and logits, relative to torch's RMS.
 
     Raises:
-        UserError: where an error exceeds the tolerance, or the number of frames differs.
+        UserError: if an error exceeds the tolerance, or the number of frames differs.
     """
     random = np.random.default_rng(0)
     runtime: Exported
@@ -273,7 +273,7 @@ def compare(loaded: ModelBundle, folder: Path, precision: str, chunks: Optional[
             pairs.append((offline.encode(audio, tasks), torch_frames(loaded, audio, tasks)))
     else:
         runtime = streaming = StreamingRuntime(folder)
-        streaming.inactive = "suppress"  # a stream's tasks are then those that are active for the graphs
+        streaming.inactive = "suppress"  # the graphs then run with exactly the tasks of the stream
         for count in CHUNKS:
             audio = list((0.1 * random.standard_normal((count, streaming.chunk_samples))).astype(np.float32))
             tasks = _random_tasks(loaded, random)
@@ -301,7 +301,7 @@ def _random_tasks(loaded: ModelBundle, random: np.random.Generator) -> List[str]
 
 
 def _joiner_errors(loaded: ModelBundle, runtime: Exported, random: np.random.Generator) -> Dict[str, float]:
-    """Errors of the logits of random frames behind random tokens."""
+    """Errors of the logits for random frames after random tokens."""
     d, model, contexts = runtime.description, loaded.model, runtime.contexts
     tokens = random.integers(1, d.vocab_size, (PAIRS, TOKENS))
     frames = random.standard_normal((PAIRS, d.joiner_dim)).astype(np.float32)

@@ -1,6 +1,6 @@
-"""The folder that `tokenverse-pp export` writes, and reading it back.
+"""The folder that `tokenverse-pp export` writes, and how it is read.
 
-`Description` is ``export.json``, and the metadata of each graph.
+`Description` is the content of ``export.json`` and of the metadata of each graph.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Dict, List, Optional, Union, get_args, get_origin, get_t
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import feed, is_finite, json_of
 
-# Third-party packages that the runtime imports; soundfile only to read files.
+# Third-party packages that the runtime imports; soundfile is only needed to read files.
 PACKAGES = ("onnxruntime", "numpy", "sentencepiece", "soundfile", "langcodes")
 DESCRIPTION = "export.json"
 TOKENIZER = "tokenizer.model"
@@ -29,12 +29,12 @@ LOG_MEL, AUDIO = "log_mel", "audio"
 
 @dataclass(frozen=True)
 class Description:
-    """What decoding needs besides the graphs.
+    """Data that decoding needs besides the graphs.
 
     Attributes:
         tokenverse_pp: version of the package that wrote the folder.
         tasks: names of the model's tasks, in the order of the columns of ``active``.
-        task_options: their options, as `tokenverse_pp.tasks.build_tasks` takes them (languages, entity types).
+        task_options: options of the tasks, as `tokenverse_pp.tasks.build_tasks` takes them (languages, entity types).
         symbols: all task tokens.
         vocab_size: V, with the blank.
         blank: id of the blank.
@@ -42,22 +42,22 @@ class Description:
         joiner_dim: J, the width of the joiner's inputs.
         frame_shift: seconds per encoder frame.
         input: input of the encoder: ``audio`` or ``log_mel``.
-        min_samples: of an utterance; fewer give no frame.
-        max_samples: of an utterance, or None.
-        normalise: the encoder normalises each utterance to zero mean and unit variance itself.
+        min_samples: fewest samples of an utterance that give a frame.
+        max_samples: most samples of an utterance; None: no limit.
+        normalise: whether the encoder itself normalises each utterance to zero mean and unit variance.
         vectors: placement, strategy, code and scale of the task vectors, which the graphs apply to ``active``; with
-            ``combination``, the combinations that were trained (each a row of ``active``). ``inactive``: what is done
-            by default with tasks that are not asked for (`tokenverse_pp.decoding.inactive`).
-        precision: of the weights: float32, float16 or int8.
+            ``combination``, the combinations that were trained (each a row of ``active``). ``inactive``: default
+            treatment of tasks that are not requested (`tokenverse_pp.decoding.inactive`).
+        precision: precision of the weights: float32, float16 or int8.
         streaming: None for whole utterances. ``chunk_ms``, ``left_chunks`` and ``sinks``: options of the export;
             ``chunk_samples``: samples of a chunk; ``framing``: kernel and stride of each step from samples to frames,
             (n - kernel) // stride + 1 each; ``states``: name, shape and type of each state, zeros at the start.
-        sherpa: None for `tokenverse_pp.runtime`. Of an export for sherpa-onnx its ``form``, the tasks of each
-            encoder (``sets``), and with ``online`` and ``prompt`` how many frames late times are (``delay``), and its
-            chunks. With ``prompt`` the sets of tasks by the names that streams choose them by (``prompts``).
-        mel: of ``log_mel``: bins, n_fft and hop.
-        lstm: layers and dimension of an LSTM predictor; None: it is stateless.
-        symbols_per_frame: that greedy search writes at most at a frame.
+        sherpa: None for `tokenverse_pp.runtime`. For sherpa-onnx: the ``form`` and the tasks of each encoder
+            (``sets``); with ``online`` and ``prompt`` also the delay of times in frames (``delay``) and the options
+            of the chunks; with ``prompt`` also the sets of tasks, by the names that streams use (``prompts``).
+        mel: bins, n_fft and hop of ``log_mel``.
+        lstm: layers and dimension of an LSTM predictor; None for a stateless predictor.
+        symbols_per_frame: most symbols that greedy search emits per frame.
         files: bytes and SHA-256 of each file.
         check: result of the comparison with torch, and the tolerance.
         format: see `FORMAT`.
@@ -93,7 +93,7 @@ class Description:
         return list(self.task_options.get("lid", {}).get("languages", []))
 
     def as_dict(self) -> Dict[str, Any]:
-        """What ``export.json`` holds, ``format`` first."""
+        """The contents of ``export.json``, ``format`` first."""
         values = asdict(self)
         return {"format": values.pop("format"), "languages": self.languages, **values}
 
@@ -107,12 +107,12 @@ def read_folder(folder: Union[str, Path], check_files: bool = True, sherpa: bool
     """Read ``export.json``, and verify the checksums of the folder's files.
 
     Args:
-        folder: that `tokenverse-pp export` wrote.
-        check_files: verify them.
-        sherpa: expect an export for sherpa-onnx, not one for `tokenverse_pp.runtime`.
+        folder: a folder that `tokenverse-pp export` wrote.
+        check_files: whether to verify the checksums.
+        sherpa: whether to expect an export for sherpa-onnx, not one for `tokenverse_pp.runtime`.
 
     Raises:
-        UserError: for a folder that is not such an export or of another version, and for missing or damaged files.
+        UserError: if the folder is not such an export or is of another version, or files are missing or damaged.
     """
     path = Path(folder) / DESCRIPTION
     try:
@@ -153,7 +153,7 @@ def read_folder(folder: Union[str, Path], check_files: bool = True, sherpa: bool
 
 
 def _is_of(kind: Any, value: Any) -> bool:
-    """Whether a value of JSON fits the annotation of a field."""
+    """Whether a JSON value matches the annotation of a field."""
     origin, parts = get_origin(kind), get_args(kind)
     if origin is Union:
         return any(_is_of(part, value) for part in parts)

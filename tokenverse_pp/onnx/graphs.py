@@ -1,15 +1,15 @@
-"""The ONNX graphs of a model: what is traced, and how it is written.
+"""The ONNX graphs of a model: the modules that are traced, and how graphs are written.
 
-Offline there are three graphs: the encoder with the joiner's projection, the predictor with its own, and the rest of
-the joiner. Split like this, a search projects each frame and each context once, and a step only adds, applies tanh and
-multiplies.
+An offline model has three graphs: the encoder and the predictor, each with the joiner's projection of its output, and
+the rest of the joiner. With this split, a search projects each frame and each context once, and a step only adds,
+applies tanh and multiplies.
 
-A streaming encoder is two graphs: one for the first chunk of a stream, which gives one frame less and fills the
+A streaming encoder has two graphs: one for the first chunk of a stream, which gives one frame less and fills the
 caches, and one for all other chunks, whose shapes are fixed. They share a file of weights.
 
 Graphs are traced (``dynamo=False``): the encoders branch on the values of lengths and masks, which torch.export
-refuses. A trace follows the branches that its example takes, so the example is a padded batch, for which no mask is
-left out; `tokenverse_pp.onnx.export` then compares the graphs with torch on other batches.
+does not support. A trace follows the branches that its example takes, so the example is a padded batch, for which no
+mask is skipped; `tokenverse_pp.onnx.export` then compares the graphs with torch on other batches.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ from tokenverse_pp.onnx.folder import ENCODER, FIRST, JOINER, PREDICTOR, Descrip
 
 TYPES = {torch.float32: "float32", torch.float64: "float64", torch.int64: "int64"}
 LARGEST = 1_900_000_000  # bytes of weights: an ONNX file that holds them cannot exceed 2 GiB
-SMALLEST_FLOAT16 = 1024  # numbers in a tensor that is stored in float16
-SMALLEST_SHARED = 256  # bytes of a tensor that goes into the shared file
-# Largest and RMS error of what a graph gives, relative to the RMS of torch's. Quantised weights are another model,
-# whose words have to be scored: the tolerance of int8 only detects wrong graphs.
+SMALLEST_FLOAT16 = 1024  # fewest elements of a tensor that is stored in float16
+SMALLEST_SHARED = 256  # fewest bytes of a tensor that goes into the shared file
+# Largest and RMS error of a graph's output, relative to the RMS of torch's. A model with quantised weights is another
+# model and has to be scored again: the tolerance of int8 only detects wrong graphs.
 TOLERANCES = {"float32": 2e-3, "float16": 5e-2, "int8": 5.0}
 RMS_TOLERANCES = {"float32": 1e-4, "float16": 5e-3, "int8": 0.5}
 
 
 class GivenMel(nn.Module):
-    """Replaces `LogMel` where the input is a log-mel spectrogram already: (N, bins, T), zero on padding.
+    """Replaces `LogMel` if the input already is a log-mel spectrogram: (N, bins, T), zero on padding.
 
     ONNX has an STFT, but no runtime computes it as exactly and as fast as NumPy.
     """
@@ -68,7 +68,7 @@ class GivenMel(nn.Module):
         return torch.div(lens + self.hop - 1, self.hop, rounding_mode="floor")
 
     def forward(self, mel: Tensor, lens: Tensor, *_: Any) -> Tuple[Tensor, Tensor]:
-        """As `LogMel.forward`: (N, bins, T) and lens (N,) samples -> the same, and frames (N,)."""
+        """Like `LogMel.forward`: (N, bins, T) and lens (N,) in samples -> (N, bins, T) unchanged, and frames (N,)."""
         return mel, self.frame_lens(lens)
 
 
@@ -76,7 +76,7 @@ def windowed_waves(window: Tensor, n_fft: int) -> Tensor:
     """The discrete Fourier transform of windows as a matrix, (2 * bins, len(window)) float64: cosines, then sines.
 
     Args:
-        window: multiplies the samples; at most ``n_fft`` values.
+        window: factors of the samples; at most ``n_fft`` values.
         n_fft: length of the transform, which has n_fft // 2 + 1 bins.
     """
     bins, places = torch.arange(n_fft // 2 + 1, dtype=torch.float64), torch.arange(len(window), dtype=torch.float64)
@@ -85,7 +85,7 @@ def windowed_waves(window: Tensor, n_fft: int) -> Tensor:
 
 
 class ProductSpectrum(nn.Module):
-    """`PowerSpectrum` by one convolution: ONNX has no FFT of overlapping windows."""
+    """`PowerSpectrum` as one convolution: ONNX has no FFT of overlapping windows."""
 
     waves: Tensor
 
@@ -134,14 +134,14 @@ class LstmGraph(PredictorGraph):
     """One step of an LSTM predictor, and the joiner's projection of its output."""
 
     def forward(self, token: Tensor, hidden: Tensor, cell: Tensor) -> Tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
-        """Token (M,) int64, hidden and cell (M, layers, D) -> state (M, J), hidden and cell behind the token."""
+        """Token (M,) int64, hidden and cell (M, layers, D) -> state (M, J), hidden and cell after the token."""
         predictor = cast(LstmPredictor, self.predictor)
         out, (hidden, cell) = predictor.step(token, torch.stack([hidden, cell]).transpose(1, 2))
         return self.projection(out), hidden.transpose(0, 1), cell.transpose(0, 1)
 
 
 class MelFront(WhisperFront):
-    """`WhisperFront` without its log-mel, which the runtime computes in NumPy (`RunningLogMel`): (N, bins, T) in."""
+    """`WhisperFront` with log-mel input (N, bins, T), which the runtime computes in NumPy (`RunningLogMel`)."""
 
     def start(self) -> State:
         """The state without the entries that only the log-mel needs."""
@@ -179,7 +179,7 @@ class ChunkGraph(nn.Module):
 
 
 def require_onnx() -> None:
-    """Check for onnx, onnxruntime and a torch that can export (raises UserError)."""
+    """Check that onnx, onnxruntime and a torch that can export are installed (raises UserError)."""
     version = tuple(int(part) for part in torch.__version__.split(".")[:2])
     if version < (2, 5):
         raise UserError(f"export needs torch 2.5 or newer, here is {torch.__version__}")
@@ -192,16 +192,16 @@ def require_onnx() -> None:
 
 
 def log_mel_of(model: Transducer) -> Optional[LogMel]:
-    """The model's `LogMel`; None where the encoder takes audio."""
+    """The model's `LogMel`; None if the encoder takes audio."""
     return next((module for module in model.modules() if isinstance(module, LogMel)), None)
 
 
 def prepared(model: Transducer, given_mel: bool = True) -> Transducer:
-    """A copy on the CPU in eval mode that can be traced and has the same output.
+    """Return a traceable copy with the same output, in eval mode on the CPU.
 
     Args:
-        model: in any mode, on any device.
-        given_mel: take log-mel in place of audio (`GivenMel`).
+        model: the model, in any mode and on any device.
+        given_mel: whether the copy takes log-mel instead of audio (`GivenMel`).
 
     Raises:
         UserError: for an encoder that cannot be exported.
@@ -224,9 +224,9 @@ def prepared(model: Transducer, given_mel: bool = True) -> Transducer:
 
 @contextlib.contextmanager
 def traceable() -> Iterator[None]:
-    """Patch torch for tracing: shapes are plain numbers where ONNX accepts nothing else, and asinh (Moonshine) is
-    written out. Silences warnings."""
-    layer_norm = torch.layer_norm  # both torch.nn.functional's and LayerNorm's call it
+    """Patch torch for tracing: shapes become plain numbers where ONNX requires them, and asinh (Moonshine) is
+    composed of other operators. Silences warnings."""
+    layer_norm = torch.layer_norm  # torch.nn.functional.layer_norm and LayerNorm call it
 
     def with_numbers(x: Tensor, shape: Sequence[Any], *more: Any, **options: Any) -> Tensor:
         """`layer_norm` with a shape that the tracer has turned into tensors."""
@@ -254,16 +254,16 @@ def trace(
     """Write a module as an ONNX graph.
 
     Args:
-        module: in eval mode.
-        path: of the file.
+        module: the module, in eval mode.
+        path: file to write.
         inputs: example of each argument, by name, in order.
         outputs: names of the results.
-        opset: of ONNX.
-        axes: dimensions of inputs and outputs that may have any size, besides the first of each, and their names.
-        rows: name of the first dimension; empty: it is fixed.
+        opset: ONNX opset version.
+        axes: dynamic dimensions of inputs and outputs, besides the first of each, and their names.
+        rows: name of the first dimension; empty if its size is fixed.
 
     Raises:
-        UserError: for a module that cannot be exported.
+        UserError: if the module cannot be exported.
     """
     size = sum(p.numel() * p.element_size() for p in module.parameters())
     # torch writes a file for each tensor of a large module; `save_graph` joins them.
@@ -293,10 +293,10 @@ def trace(
 
 
 def save_graph(model: Any, path: Path) -> None:
-    """Write a graph; the weights of a large one beside it, as ``NAME.data``."""
+    """Write a graph. The weights of a large graph go into a file ``NAME.data`` beside it."""
     import onnx
 
-    (path.parent / f"{path.stem}.data").unlink(missing_ok=True)  # onnx would append
+    (path.parent / f"{path.stem}.data").unlink(missing_ok=True)  # onnx would append to it
     if sum(len(tensor.raw_data) for tensor in model.graph.initializer) > LARGEST:
         options: Dict[str, Any] = {"location": f"{path.stem}.data", "size_threshold": SMALLEST_SHARED}
         onnx.save(model, path, save_as_external_data=True, all_tensors_to_one_file=True, **options)
@@ -305,7 +305,7 @@ def save_graph(model: Any, path: Path) -> None:
 
 
 def trace_encoder(model: Transducer, d: Description, folder: Path, opset: int) -> None:
-    """Trace the encoder of whole utterances, of a `prepared` model, into a folder."""
+    """Trace the whole-utterance encoder of a `prepared` model into a folder."""
     audio, time = torch.randn(2, SAMPLE_RATE), {1: "samples"}
     if d.mel is not None:
         audio, time = torch.randn(2, d.mel["bins"], SAMPLE_RATE // d.mel["hop"]), {2: "mel_frames"}
@@ -330,7 +330,7 @@ def trace_search(model: Transducer, d: Description, folder: Path, opset: int) ->
 
 
 def trace_chunks(model: Transducer, chunks: ChunkOptions, d: Description, folder: Path, opset: int) -> Dict[str, Any]:
-    """Trace the streaming encoder of a `prepared` model, which must not be used afterwards, into a folder.
+    """Trace the streaming encoder of a `prepared` model into a folder. The model must not be used afterwards.
 
     Returns:
         `Description.streaming`.
@@ -424,7 +424,7 @@ def torch_stream(
 
 
 def errors_of(found: np.ndarray, expected: np.ndarray) -> Dict[str, float]:
-    """Largest and RMS error, relative to the RMS of what is expected; where that is -inf, so must be what was found."""
+    """Largest and RMS error, relative to the RMS of ``expected``; infinite if ``found`` differs where that is -inf."""
     known = np.isfinite(expected)
     if not np.array_equal(found[~known], expected[~known]):
         return {"max": math.inf, "rms": math.inf}
@@ -434,7 +434,7 @@ def errors_of(found: np.ndarray, expected: np.ndarray) -> Dict[str, float]:
 
 
 def check_agreement(part: str, errors: Dict[str, float], precision: str) -> None:
-    """See that the errors of a part are within the tolerance of a precision (raises UserError)."""
+    """Check that the errors of a part are within the tolerance of a precision (raises UserError)."""
     for kind, most in (("max", TOLERANCES[precision]), ("rms", RMS_TOLERANCES[precision])):
         if not errors[kind] <= most:
             raise UserError(
@@ -444,7 +444,7 @@ def check_agreement(part: str, errors: Dict[str, float], precision: str) -> None
 
 
 def check_frames(found: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> None:
-    """See that graphs give as many frames as torch (raises UserError)."""
+    """Check that graphs give as many frames as torch (raises UserError)."""
     if any(len(a) != len(b) for a, b in zip(found, expected)):
         raise UserError("export: the graphs give another number of frames than torch: nothing was written")
 
@@ -502,10 +502,10 @@ def to_float16(path: Path) -> None:
 
 
 def describe(path: Path, values: Dict[str, Any]) -> None:
-    """Put values into the metadata of a graph, as JSON where they are not text, and check the graph.
+    """Write values to the metadata of a graph, as JSON unless they are text, and check the graph.
 
     Raises:
-        onnx.checker.ValidationError: for invalid ONNX, which is a bug.
+        onnx.checker.ValidationError: if the ONNX is invalid, which is a bug.
     """
     import onnx
 

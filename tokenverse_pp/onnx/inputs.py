@@ -15,9 +15,9 @@ Audio = Union[str, "os.PathLike[str]", bytes, BinaryIO, np.ndarray]
 
 
 def read_audio(audio: Audio) -> np.ndarray:
-    """A file, its bytes, or samples (S,) at 16 kHz -> samples (S,) float32; the channels of a file are averaged.
+    """Read a file, its bytes, or samples (S,) at 16 kHz as samples (S,) float32; averages the channels of a file.
 
-    Takes the containers that `tokenverse-pp transcribe` takes (`tokenverse_pp.data.audio`).
+    The containers are those of `tokenverse-pp transcribe` (`tokenverse_pp.data.audio`).
 
     Raises:
         UserError: for anything else. A file of another rate needs the package soxr.
@@ -43,7 +43,7 @@ def read_audio(audio: Audio) -> np.ndarray:
 
 
 def checked(samples: np.ndarray, name: str) -> np.ndarray:
-    """Samples (S,) as float32 (raises UserError, which names them ``name``, for anything else)."""
+    """Return samples (S,) as float32. Raises UserError, which calls them ``name``, for anything else."""
     if samples.ndim != 1 or not np.issubdtype(samples.dtype, np.floating):
         raise UserError(f"{name}: expected floats of one channel, got {samples.dtype} of shape {samples.shape}")
     if not np.isfinite(samples).all():
@@ -53,7 +53,7 @@ def checked(samples: np.ndarray, name: str) -> np.ndarray:
 
 RANGE = 8.0  # powers of ten below the maximum
 LEAST = 1e-10
-MAX_SAMPLES = 480000  # Whisper's own extractor pads to 30 s and mirrors the end of that
+MAX_SAMPLES = 480000  # Whisper's own extractor pads to 30 s and mirrors the end of the padded audio
 
 
 class NumpyLogMel:
@@ -75,7 +75,7 @@ class NumpyLogMel:
         padded = np.zeros(size, dtype=np.float32)
         padded[: len(audio)] = audio
         mel = self.log_power(np.pad(padded, self.n_fft // 2, mode="reflect"))[:, : MAX_SAMPLES // self.hop]
-        # The maximum includes frames after the end that still see the utterance, although they are not returned.
+        # The maximum includes frames after the end that still overlap the utterance, although they are not returned.
         mel = np.maximum(mel, mel.max() - RANGE)[:, : -(-len(audio) // self.hop)]
         return ((mel + 4.0) / 4.0).astype(np.float32)
 
@@ -92,11 +92,11 @@ class RunningLogMel:
 
     def __init__(self, log_mel: NumpyLogMel):
         self.log_mel = log_mel
-        self.audio: Optional[np.ndarray] = None  # that later frames will see
+        self.audio: Optional[np.ndarray] = None  # samples that later frames need
         self.peak = np.float32(np.log10(LEAST))
 
     def push(self, chunk: np.ndarray) -> np.ndarray:
-        """A chunk (S,), longer than half a window -> the frames that it completes, (bins, T)."""
+        """Take a chunk (S,), longer than half a window; return the frames (bins, T) that it completes."""
         n_fft, hop = self.log_mel.n_fft, self.log_mel.hop
         before = chunk[n_fft // 2 : 0 : -1] if self.audio is None else self.audio
         audio = np.concatenate([before, chunk])

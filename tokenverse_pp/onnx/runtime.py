@@ -40,10 +40,10 @@ log = logging.getLogger(__name__)
 
 
 def open_graph(path: Path, threads: int) -> Any:
-    """An ``onnxruntime.InferenceSession`` on the CPU.
+    """Open a graph as an ``onnxruntime.InferenceSession`` on the CPU.
 
     Raises:
-        UserError: without onnxruntime, or for a file that it cannot run.
+        UserError: if onnxruntime is missing or cannot run the file.
     """
     try:
         import onnxruntime
@@ -61,7 +61,7 @@ def open_graph(path: Path, threads: int) -> Any:
 
 
 def default_options(options: Optional[SearchOptions], language: Optional[str]) -> SearchOptions:
-    """The options, or the defaults, restricted to the language if it is known."""
+    """Return the options, or the defaults, restricted to the language if it is known."""
     options = options or SearchOptions()
     return options if language is None else replace(options, languages=(language,), force_language=True)
 
@@ -70,20 +70,20 @@ class Exported:
     """A folder that `tokenverse-pp export` wrote: vocabulary, tasks, predictor and joiner.
 
     Args:
-        folder: of the exported model.
-        threads: of onnxruntime.
-        check_files: verify the checksums of the files.
+        folder: folder of the exported model.
+        threads: threads of onnxruntime.
+        check_files: whether to verify the checksums of the files.
 
     Attributes:
         description: contents of ``export.json``.
         tasks: the model's tasks.
-        tokenizer: its vocabulary.
+        tokenizer: the model's vocabulary.
         frame_shift: seconds per encoder frame.
-        inactive: what is done with tasks that are not asked for: ``suppress`` or ``strip``
-            (`tokenverse_pp.decoding.inactive`). By default as decoding does with the model; may be set.
+        inactive: treatment of tasks that are not requested: ``suppress`` or ``strip``
+            (`tokenverse_pp.decoding.inactive`). By default the one of the original model; may be set.
 
     Raises:
-        UserError: for a folder that is not an export, of another version or damaged; and without onnxruntime.
+        UserError: if the folder is not an export, is damaged or of another version, or onnxruntime is missing.
     """
 
     def __init__(self, folder: Union[str, Path], threads: int = 1, check_files: bool = True):
@@ -96,7 +96,7 @@ class Exported:
         self.pieces = self.tokenizer.pieces(range(self.tokenizer.vocab_size))
         self.frame_shift = d.frame_shift
         self.calibration = read_calibration(self.folder)
-        self.inactive: Inactive = d.vectors.get("inactive", "suppress")  # older exports do not say
+        self.inactive: Inactive = d.vectors.get("inactive", "suppress")  # older exports have no entry
         self.contexts = self._contexts()
         self._joiner = open_graph(self.folder / JOINER, threads)
         self.log_mel: Optional[NumpyLogMel] = None
@@ -122,11 +122,11 @@ class Exported:
         return self._joiner.run(None, {"frame": frames, "state": states})[0]
 
     def selection(self, tasks: Sequence[str], options: SearchOptions) -> Selection:
-        """The tasks to decode where these are asked for, and tokens to strip (raises UserError as `constraints`)."""
+        """The tasks to decode for the requested ones, and the tokens to strip (raises UserError like `constraints`)."""
         return select(self.tasks, tasks, self.tokenizer, self.inactive, options.languages)
 
     def constraints(self, tasks: Sequence[str], options: SearchOptions) -> Constraints:
-        """The constraints of a search of these tasks (raises UserError for unknown tasks and languages)."""
+        """The search constraints for these tasks (raises UserError for unknown tasks and languages)."""
         key = (tuple(tasks), options.languages, options.force_language)
         if key not in self._constraints:
             self._constraints[key] = constraints_for(
@@ -135,7 +135,7 @@ class Exported:
         return self._constraints[key]
 
     def start_search(self, tasks: Sequence[str], options: SearchOptions) -> Search:
-        """The search of one utterance (raises UserError for unknown tasks, languages and options)."""
+        """Return a new search for one utterance (raises UserError for unknown tasks, languages and options)."""
         constraints = self.constraints(tasks, options)
         d, join = self.description, self.join
         if options.token_bias:
@@ -147,7 +147,7 @@ class Exported:
         return Search(self.contexts, join, constraints, options, d.blank, d.symbols_per_frame)
 
     def mask(self, tasks: Sequence[str]) -> np.ndarray:
-        """The encoder's input for these tasks, (K + 1,) (raises UserError for what was not trained together)."""
+        """The encoder's input ``active`` (K + 1,) for these tasks (raises UserError for untrained combinations)."""
         mask = self.tasks.mask(tasks)
         trained = self.description.vectors.get("trained")
         if trained and [int(active) for active in mask] not in trained:
@@ -155,7 +155,7 @@ class Exported:
         return np.array(mask, dtype=np.float32)
 
     def transcript(self, words: Sequence[Word], tasks: Sequence[str], duration: float, name: str) -> Transcript:
-        """Words and task tokens of a recording of ``duration`` seconds -> transcript."""
+        """Convert words and task tokens of a recording of ``duration`` seconds to a transcript."""
         rounded = [word.rounded() for word in words]
         return self.tasks.subset(tasks).reader.read(rounded, duration, name=name)
 
@@ -184,10 +184,10 @@ class Runtime(Exported):
         Args:
             audio: samples (S,) of floats at 16 kHz in [-1, 1], a file, or its bytes. Audio shorter than a frame gives
                 an empty transcript.
-            tasks: names of the tasks to decode, None for all of the model's; no tokens of others are written.
-            language: code of the language that is spoken, if known; needs the task ``lid``.
-            options: of the search; by default beam search, with a language token first if ``lid`` is decoded.
-            name: of the recording, for the transcript; default: the file's name without extension.
+            tasks: names of the tasks to decode, None for all of the model; no tokens of others are written.
+            language: code of the spoken language, if known; needs the task ``lid``.
+            options: search options; by default beam search, with a language token first if ``lid`` is decoded.
+            name: name of the recording in the transcript; default: the file's name without extension.
             window: longer audio (seconds) is decoded in windows of this length, which are merged as in
                 `tokenverse_pp.decoding.long_form`.
             overlap: seconds that two windows have in common.
@@ -218,7 +218,7 @@ class Runtime(Exported):
         window: float = 28.0,
         overlap: float = 6.0,
     ) -> Hypothesis:
-        """The best hypothesis of audio (S,) of any length, in windows as `Recognizer.recognize_long`."""
+        """The best hypothesis for audio (S,) of any length, decoded in windows as by `Recognizer.recognize_long`."""
         duration = len(samples) / SAMPLE_RATE
         if duration <= window:
             short = len(samples) < self.description.min_samples
@@ -242,12 +242,12 @@ class Runtime(Exported):
         tasks: Optional[Sequence[str]] = None,
         options: Optional[SearchOptions] = None,
     ) -> List[List[Hypothesis]]:
-        """`tokenverse_pp.decoding.search.search` of the exported model: n-best hypotheses of each utterance.
+        """`tokenverse_pp.decoding.search.search` for the exported model: return n-best hypotheses of each utterance.
 
         Args:
-            inputs: samples (S,) of each, float32 at 16 kHz, encoded as one batch.
+            inputs: samples (S,) of each utterance, float32 at 16 kHz, encoded as one batch.
             tasks: names of the tasks to decode, None for all.
-            options: of the search, ``greedy`` or ``beam``.
+            options: search options, with method ``greedy`` or ``beam``.
 
         Raises:
             UserError: see `transcribe`.
@@ -265,7 +265,7 @@ class Runtime(Exported):
         return found
 
     def encode(self, inputs: Sequence[np.ndarray], tasks: Sequence[str]) -> List[np.ndarray]:
-        """Samples (S,) of each utterance -> its encoder frames (T, J), projected for the joiner; one batch."""
+        """Encode the samples (S,) of utterances, as one batch, to frames (T, J) that are projected for the joiner."""
         if not inputs:
             return []
         d = self.description
@@ -304,12 +304,12 @@ class RuntimeStream:
         self.states, self.active, self.search, self.words = states, active, search, words
         self.removed = removed  # tokens that are stripped from its events
         self.log_mel: Optional[RunningLogMel] = None
-        self.waiting = np.zeros(0, dtype=np.float32)  # samples that do not fill a chunk
+        self.waiting = np.zeros(0, dtype=np.float32)  # samples that do not fill a chunk yet
         self.heard, self.chunks, self.frames = 0, 0, 0  # samples pushed, chunks and frames encoded
         self.closed = False
 
     def tokens(self, hypothesis: Hypothesis) -> List[Token]:
-        """The tokens of a hypothesis that its events have."""
+        """The tokens of a hypothesis that its events contain."""
         columns = zip(hypothesis.tokens, hypothesis.frames, hypothesis.log_probs)
         return [Token(*item) for item in columns if item[0] not in self.removed]
 
@@ -317,8 +317,8 @@ class RuntimeStream:
 class StreamingRuntime(Exported):
     """An export for streams (``--streaming``); see `Exported` for arguments and attributes.
 
-    Events are those of `StreamingTranscriber`, except that the last chunk of a stream is padded with silence, while
-    torch takes it as it is.
+    Events are those of `StreamingTranscriber`, except that the last chunk of a stream is padded with silence here, and
+    not in torch.
     """
 
     def __init__(self, folder: Union[str, Path], threads: int = 1, check_files: bool = True):
@@ -335,8 +335,8 @@ class StreamingRuntime(Exported):
         """Start a stream.
 
         Args:
-            tasks: names of the tasks to decode, None for all of the model's.
-            options: of the search; by default greedy, with a language token first if ``lid`` is decoded.
+            tasks: names of the tasks to decode, None for all of the model.
+            options: search options; by default greedy search, with a language token first if ``lid`` is decoded.
 
         Raises:
             UserError: for unknown tasks and options.
@@ -352,10 +352,10 @@ class StreamingRuntime(Exported):
         return stream
 
     def push(self, stream: RuntimeStream, audio: np.ndarray) -> List[Event]:
-        """Add any number of samples (S,), floats at 16 kHz, to a stream -> new events.
+        """Add any number of samples (S,), floats at 16 kHz, to a stream; return its new events.
 
         Raises:
-            UserError: for a closed stream, and for invalid audio, which leaves the stream as it was.
+            UserError: if the stream is closed or the audio is invalid, which leaves the stream unchanged.
         """
         if stream.closed:
             raise UserError("the stream is closed")
@@ -385,7 +385,7 @@ class StreamingRuntime(Exported):
         return stream.words.end(stream.tokens(stream.search.best()[0]), stream.heard / SAMPLE_RATE)
 
     def encode_chunk(self, stream: RuntimeStream, chunk: np.ndarray) -> np.ndarray:
-        """A whole chunk (S,) of a stream -> its projected frames (T, J)."""
+        """Encode a whole chunk (S,) of a stream to projected frames (T, J)."""
         inputs = chunk if stream.log_mel is None else stream.log_mel.push(chunk)
         graph = self.graphs[0 if stream.chunks == 0 else 1]
         frames, *states = _run(graph, {"inputs": inputs[None], "active": stream.active, **stream.states})
@@ -395,7 +395,7 @@ class StreamingRuntime(Exported):
         return frames[0]
 
     def frames_of(self, samples: int) -> int:
-        """Number of frames of so many samples."""
+        """The number of frames for a number of samples."""
         for kernel, stride in self.about["framing"]:
             samples = max(0, (samples - kernel) // stride + 1)
         return samples
@@ -418,7 +418,7 @@ class StreamingRuntime(Exported):
 
 
 def _run(graph: Any, inputs: Dict[str, np.ndarray]) -> List[np.ndarray]:
-    """Run a graph with those inputs that it has: without task vectors it has no ``active``, for example."""
+    """Run a graph with the inputs that it has. Without task vectors, for example, it has no ``active``."""
     return graph.run(None, {item.name: inputs[item.name] for item in graph.get_inputs()})
 
 

@@ -1,7 +1,7 @@
 """Greedy and modified beam search in NumPy, one utterance at a time, with the results of `tokenverse_pp.decoding`.
 
-What the predictor has read is a context: the last tokens of a stateless one (`LastTokens`), all tokens of an LSTM
-(`AllTokens`).
+A context is what the predictor has read: the last tokens for a stateless predictor (`LastTokens`), all tokens for an
+LSTM (`AllTokens`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tokenverse_pp.decoding.hypothesis import Hypothesis
 
 Join = Callable[[np.ndarray, np.ndarray], np.ndarray]
 BLOCK = 8  # frames that greedy search scores at once
-MOST_STATES = 4096  # outputs of a stateless predictor that are kept
+MOST_STATES = 4096  # outputs of a stateless predictor that are cached
 
 
 class LastTokens:
@@ -26,8 +26,8 @@ class LastTokens:
 
     Args:
         run: the predictor and the joiner's projection, contexts (M, size) int64 -> states (M, J).
-        size: tokens of a context.
-        blank: what stands before the first token.
+        size: tokens in a context.
+        blank: id that stands before the first token.
     """
 
     def __init__(self, run: Callable[[np.ndarray], np.ndarray], size: int, blank: int = 0):
@@ -51,7 +51,7 @@ class LastTokens:
 
 
 class LstmContext:
-    """All tokens so far: the last one and the LSTM's state before it, until it has read it; then the state after it."""
+    """All tokens so far: the last token, and the LSTM's state before it, or after it once the LSTM has read it."""
 
     __slots__ = ("cell", "hidden", "state", "token")
 
@@ -65,10 +65,10 @@ class AllTokens:
 
     Args:
         run: the predictor and the joiner's projection, tokens (M,) int64, hidden and cell states (M, layers, D)
-            -> states (M, J), hidden and cell states behind the tokens.
-        layers: of the LSTM.
+            -> states (M, J), hidden and cell states after the tokens.
+        layers: layers of the LSTM.
         dim: D, its dimension.
-        blank: what it reads first.
+        blank: id that it reads first.
     """
 
     size = 1  # see `tokenverse_pp.models.predictor.LstmPredictor.context_size`
@@ -78,7 +78,7 @@ class AllTokens:
         self.run, self.start = run, LstmContext(blank, nothing, nothing)
 
     def longer(self, context: LstmContext, token: int) -> LstmContext:
-        """The context after one more token. The LSTM must have read the one before (`look_up`)."""
+        """The context after one more token. The LSTM must have read the last one (`look_up`)."""
         return LstmContext(token, context.hidden, context.cell)
 
     def look_up(self, contexts: Sequence[LstmContext]) -> np.ndarray:
@@ -97,7 +97,7 @@ Contexts = Union[LastTokens, AllTokens]
 
 @dataclass(frozen=True)
 class Path:
-    """A partial hypothesis. ``context``: what the predictor has read; ``state``: of the constraints."""
+    """A partial hypothesis. ``context``: what the predictor has read; ``state``: state of the constraints."""
 
     context: Any
     state: int = 0
@@ -111,12 +111,12 @@ class Search:
     """The search of one utterance: call `advance` for each piece of its frames, then `best`.
 
     Args:
-        contexts: of the predictor.
+        contexts: contexts of the predictor.
         join: frames (M, J), states (M, J) -> logits (M, V).
-        constraints: what may be written.
-        options: ``method`` greedy or beam.
+        constraints: which tokens may be emitted.
+        options: search options, with ``method`` greedy or beam.
         blank: id of the blank.
-        symbols: that greedy search writes at most at a frame.
+        symbols: most symbols that greedy search emits per frame.
 
     Raises:
         UserError: for a method or an option that the runtime does not support.
@@ -171,7 +171,7 @@ class Search:
         return sorted(found, key=lambda h: (-h.score, h.tokens))[: self.options.nbest]
 
     def _greedy(self, frames: np.ndarray) -> None:
-        """Score blocks of frames with one context, which is right up to the first token that is emitted."""
+        """Score blocks of frames with one context, which is valid up to the first token that is emitted."""
         first, written_here = 0, 0
         while first < len(frames):
             path, block = self.paths[0], frames[first : first + BLOCK]
@@ -188,7 +188,7 @@ class Search:
                 log_prob = float(scores[count, best[count]])
                 path = self._extend(path, int(best[count]), path.score + log_prob, log_prob)
                 written_here += 1
-                if written_here == self.symbols:  # else the frame is over at a blank
+                if written_here == self.symbols:  # otherwise a blank ends the frame
                     written_here = 0
                     self.frame += 1
                     count += 1

@@ -1,7 +1,7 @@
-"""What sherpa-onnx wrote with an export for it (`tokenverse-pp export --for sherpa-onnx`), as a `Transcript`.
+"""Convert results of sherpa-onnx with an exported model (`tokenverse-pp export --for sherpa-onnx`) to a `Transcript`.
 
-sherpa-onnx returns pieces of words and task tokens with times. Here they become words, turns, entities, endpoints and
-the language. Neither torch nor sherpa-onnx is imported.
+sherpa-onnx returns pieces of words and task tokens with times. They are converted to words, turns, entities, endpoints
+and the language. Neither torch nor sherpa-onnx is imported.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from tokenverse_pp.tasks.punct import Punctuation
 from tokenverse_pp.tasks.result import WITH_FIELDS, Transcript, transcript_of_words, words_of_tokens
 from tokenverse_pp.tasks.transcript import UNKNOWN, Word, is_task_token
 
-SPACE = "▁"  # of SentencePiece; sherpa-onnx writes a space for it at the start of a piece
-FRAME_SHIFT = 0.04  # seconds that a piece lasts where nothing else is known
+SPACE = "▁"  # of SentencePiece; sherpa-onnx replaces it by a space at the start of a piece
+FRAME_SHIFT = 0.04  # seconds that a piece lasts if no export is given
 
 
 def from_sherpa(
@@ -28,24 +28,24 @@ def from_sherpa(
     duration: Optional[float] = None,
     name: str = "audio",
 ) -> Transcript:
-    """A result of sherpa-onnx as a transcript with turns, entities, endpoints and language.
+    """Convert a result of sherpa-onnx to a transcript with turns, entities, endpoints and language.
 
     Args:
-        result: of ``OfflineStream.result`` or ``OnlineRecognizer.get_result_all``, or the same as JSON text or as a
-            dict, as the C++ programs and the other languages give it. ``tokens`` and ``timestamps`` are read, and
+        result: ``OfflineStream.result`` or the value of ``OnlineRecognizer.get_result_all``, or the same as JSON text
+            or dict, as the C++ programs and other languages return it. ``tokens`` and ``timestamps`` are read, and
             ``start_time`` of a result that is not a stream's first.
-        folder: the export, which knows the model's tasks and how long a frame lasts. Without it, all registered tasks
-            are read, and any other token in brackets is taken for a language.
-        tasks: those that were decoded; needed only where the folder has several sets of them.
-        duration: of the audio in seconds; by default the end of the last word.
-        name: of the recording, for the transcript.
+        folder: the export, which holds the model's tasks and frame shift. Without it, the tokens of all registered
+            tasks are read, and any other token in brackets is taken for a language.
+        tasks: tasks that were decoded; needed only if the folder has several sets of tasks.
+        duration: duration of the audio in seconds; by default the end of the last word.
+        name: name of the recording in the transcript.
 
     Returns:
-        The transcript. Where sherpa-onnx gives no probabilities (form ``ctc``), its confidences are None. Those of the
+        The transcript. Its confidences are None if sherpa-onnx gives no probabilities (form ``ctc``). Those of the
         form ``online`` are sherpa-onnx's, which by default divides logits by a temperature of 2.
 
     Raises:
-        UserError: for something else than a result, tasks that the export did not decode, and a folder that is no
+        UserError: if ``result`` is not a result, the export did not decode these tasks, or the folder is not an
             export for sherpa-onnx.
     """
     pieces, times, log_probs = read_result(result)
@@ -65,17 +65,17 @@ def from_sherpa(
     if not log_probs:
         words = [Word(word.text, word.start, word.end, UNKNOWN) for word in words]
     end = max((word.end for word in words), default=0.0)
-    if not tasks:  # nothing says what was decoded; most models write no punctuation
+    if not tasks:  # it is unknown what was decoded; most models write no punctuation
         has_marks = not set(pieces).isdisjoint(Punctuation.symbols)
         tasks = [name for name in WITH_FIELDS if has_marks or name != Punctuation.name]
     return transcript_of_words(words, tasks, end if duration is None else duration, name, known)
 
 
 def read_result(result: Any) -> Tuple[List[str], List[float], List[float]]:
-    """Pieces, seconds and log-probabilities of a result; the last are empty where it has none.
+    """Pieces, times in seconds and log-probabilities of a result; the last are empty if it has none.
 
     Raises:
-        UserError: for something else.
+        UserError: if it is not a result.
     """
     if isinstance(result, str):
         result = json_of(result, "result of sherpa-onnx")
@@ -102,14 +102,14 @@ class _Attributes(dict):
 
 
 def _list_of(values: Any, kind: type) -> bool:
-    """Whether these are a list of texts or of numbers."""
+    """Whether ``values`` is a list of texts or of numbers."""
     if not isinstance(values, (list, tuple)):
         return False
     return all(is_finite(value) if kind is float else isinstance(value, kind) for value in values)
 
 
 def decoded_tasks(about: Description, tasks: Optional[Sequence[str]], folder: str) -> Sequence[str]:
-    """The set of tasks of an export for sherpa-onnx that is meant (raises UserError if it is not clear)."""
+    """The set of tasks that an export for sherpa-onnx has decoded (raises UserError if this is not clear)."""
     sherpa = about.sherpa or {}
     sets = [tuple(names) for names in (sherpa.get("prompts") or sherpa["sets"]).values()]
     if tasks is None:

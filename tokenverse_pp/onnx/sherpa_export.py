@@ -1,13 +1,13 @@
 """Export for sherpa-onnx: folders that its stock releases run (C++, Android, iOS, the browser, Python).
 
-Most slots of sherpa-onnx have no input for tasks, so a set of tasks is a constant of its encoder. What its searches
-cannot be told is in the logits: the tokens of other tasks and ``<unk>`` are at -inf.
+Most model types of sherpa-onnx have no input for tasks, so a set of tasks is a constant of its encoder. The searches of
+sherpa-onnx have no constraints, so the logits of the tokens of other tasks and of ``<unk>`` are -inf.
 
-``ctc`` takes sherpa-onnx's slot for Omnilingual ASR: one graph from audio (1, S), which sherpa-onnx normalises to zero
-mean and unit variance, to logits (1, T, V). Its frames last 20 ms and its blank is id 0. ``online``:
+``ctc`` uses sherpa-onnx's model type Omnilingual ASR: one graph from audio (1, S), which sherpa-onnx normalises to zero
+mean and unit variance, to logits (1, T, V). Its frames last 20 ms and its blank is id 0. For ``online``, see
 `tokenverse_pp.onnx.sherpa_online`.
 
-Written for sherpa-onnx 2.0.1, whose slots are those of 1.13.4
+Written for sherpa-onnx 2.0.1, whose model types are those of 1.13.4
 (sherpa-onnx/csrc/offline-recognizer-ctc-impl.h and offline-omnilingual-asr-ctc-model.cc).
 """
 
@@ -61,12 +61,12 @@ class SherpaSet(NamedTuple):
     """A set of tasks and its graph.
 
     Attributes:
-        file: name of the graph; with ``online`` and ``prompt`` of the encoder's.
+        file: name of the graph; with ``online`` and ``prompt`` of the encoder's graph.
         joiner: name of the joiner's graph (``online``).
-        tasks: those that are asked for.
-        active: (1, K + 1) of 0 and 1, those that are decoded.
-        removed: ids of the tokens that are decoded, but not asked for (`tokenverse_pp.decoding.inactive`).
-        suppressed: ids that are never written.
+        tasks: tasks that are requested.
+        active: (1, K + 1), 1 for tasks that are decoded, else 0.
+        removed: ids of tokens that are decoded, but not requested (`tokenverse_pp.decoding.inactive`).
+        suppressed: ids that are never emitted.
     """
 
     file: str
@@ -78,7 +78,7 @@ class SherpaSet(NamedTuple):
 
 
 class ProductLogMel(nn.Module):
-    """`LogMel` of one utterance by products, which any ONNX runtime computes fast.
+    """`LogMel` of one utterance as products, which any ONNX runtime computes fast.
 
     An utterance that ends within 25 ms of 30 s is followed by silence here, and by its mirror image in `LogMel`.
     """
@@ -97,7 +97,7 @@ class ProductLogMel(nn.Module):
         return torch.div(lens + self.hop - 1, self.hop, rounding_mode="floor")
 
     def forward(self, audio: Tensor, lens: Tensor) -> Tuple[Tensor, Tensor]:
-        """Audio (1, S), lens (1,) = S -> (1, num_mel_bins, T), lens (1,) of it."""
+        """Audio (1, S), lens (1,) = S -> (1, num_mel_bins, T), its lens (1,)."""
         half = self.n_fft // 2
         padded = nn.functional.pad(audio, (0, self.n_fft + half))
         padded = torch.cat([padded[:, 1 : half + 1].flip(1), padded], dim=1)
@@ -113,10 +113,10 @@ class CtcGraph(nn.Module):
     """The encoder with one set of tasks, and the CTC head.
 
     Args:
-        model: with a CTC head.
-        tasks: the set. Its ``removed`` tokens count as blanks: they part equal pieces, and are not written.
-        level: factor on the normalised audio.
-        repeat: how often a frame is given, to last as long as in the encoder. CTC reads repetitions as one.
+        model: model with a CTC head.
+        tasks: the set. Its ``removed`` tokens count as blanks: they separate equal pieces, and are not emitted.
+        level: factor of the normalised audio.
+        repeat: output frames per encoder frame, to keep its duration. CTC collapses repetitions.
     """
 
     def __init__(self, model: Transducer, tasks: SherpaSet, level: float = 1.0, repeat: int = 1):
@@ -138,25 +138,25 @@ class CtcGraph(nn.Module):
 
 
 def normalised(audio: np.ndarray) -> np.ndarray:
-    """Audio (S,) as sherpa-onnx gives it to a graph of the form ``ctc``."""
+    """Normalise audio (S,) as sherpa-onnx does for a graph of the form ``ctc``."""
     centred = audio - audio.mean()
     return (centred / np.sqrt(np.mean(centred**2) + NORMALISED_EPS)).astype(np.float32)
 
 
 def write_sherpa(loaded: ModelBundle, folder: Path, description: Description, options: ExportOptions) -> Description:
-    """Fill a folder for sherpa-onnx, but for its README.
+    """Write the files of an export for sherpa-onnx, except the README.
 
     Args:
         loaded: the model.
-        folder: an empty one.
-        description: of the model, without what is written here.
-        options: ``form`` is not None.
+        folder: an empty folder.
+        description: description of the model, without ``sherpa`` and ``check``.
+        options: export options; ``form`` is not None.
 
     Returns:
         The description, with ``sherpa`` and the comparison with torch.
 
     Raises:
-        UserError: for a model that the form cannot carry, with the reason; and for graphs that differ from torch.
+        UserError: if the form does not support the model, with the reason; or if graphs differ from torch.
     """
     from tokenverse_pp.onnx.sherpa_online import DELAY, check_online, write_online  # these import this module
     from tokenverse_pp.onnx.sherpa_prompt import prompt_sets, prompt_tokens, write_prompt
@@ -194,7 +194,7 @@ def write_sherpa(loaded: ModelBundle, folder: Path, description: Description, op
 def write_ctc(
     loaded: ModelBundle, folder: Path, sets: Sequence[SherpaSet], description: Description, options: ExportOptions
 ) -> List[Dict[str, float]]:
-    """Write the graphs of the form ``ctc`` -> of each, the errors of its logits."""
+    """Write the graphs of the form ``ctc``; return the errors of the logits of each."""
     normalises = bool(getattr(loaded.model.encoder.backbone, "normalise", False))
     level, repeat = 1.0 if normalises else LEVEL, round(description.frame_shift / CTC_FRAME)
     for item in sets:
@@ -234,10 +234,10 @@ def chosen_sets(loaded: ModelBundle, options: ExportOptions, inactive: Inactive)
 
 
 def tokens_text(pieces: Sequence[str]) -> str:
-    """``tokens.txt``: a piece and its id a line.
+    """The text of ``tokens.txt``: a piece and its id per line.
 
     Raises:
-        UserError: for pieces that sherpa-onnx would read as something else.
+        UserError: for pieces that sherpa-onnx would misread.
     """
     wrong = [piece for piece in pieces if piece in DROPPED or any(space in piece for space in SPACES) or not piece]
     if wrong:
@@ -248,7 +248,7 @@ def tokens_text(pieces: Sequence[str]) -> str:
 
 
 def check_ctc(loaded: ModelBundle, frame_shift: float) -> None:
-    """See that the form ``ctc`` can carry a model (raises UserError)."""
+    """Check that the form ``ctc`` supports a model (raises UserError)."""
     if loaded.model.ctc is None:
         said = "the model has no CTC head: train it with model.loss.ctc_scale above 0"
         raise UserError(f"export for sherpa-onnx, form ctc: {said}")
@@ -259,7 +259,7 @@ def check_ctc(loaded: ModelBundle, frame_shift: float) -> None:
 
 
 def with_product_log_mel(model: Transducer) -> Transducer:
-    """A copy that can be traced for one utterance from its audio."""
+    """Return a copy that can be traced for the audio of one utterance."""
     model = prepared(model, given_mel=False)
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
@@ -275,7 +275,7 @@ def compare_ctc(path: Path, reference: CtcGraph, precision: str) -> Dict[str, fl
         Largest and RMS error of the logits, relative to the RMS of torch's.
 
     Raises:
-        UserError: where an error exceeds the tolerance.
+        UserError: if an error exceeds the tolerance.
     """
     random, session = np.random.default_rng(0), open_graph(path, 1)
     found, expected = [], []

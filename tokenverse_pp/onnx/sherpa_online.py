@@ -1,17 +1,17 @@
-"""The form ``online`` of exports for sherpa-onnx: a streaming Whisper transducer in its slot for Zipformer 2.
+"""The form ``online`` of exports for sherpa-onnx: a streaming Whisper transducer as its model type Zipformer 2.
 
-sherpa-onnx computes Whisper's log-mel (metadata ``feature=whisper``), gives the encoder T frames of 10 ms a call, and
-carries states of fixed shapes, all zeros at the start, that the metadata of a Zipformer describe. So
+sherpa-onnx computes Whisper's log-mel (metadata ``feature=whisper``), passes T frames of 10 ms per call to the encoder,
+and keeps states of fixed shapes, zeros at the start, that the metadata of a Zipformer describe. Therefore
 
 - the caches of all stages are one vector, in the place of the keys of a Zipformer with one layer;
 - every call has the same shapes, although the first chunk of a stream gives a frame less than the others: its first
-  frame, number -1, is a dummy. Nothing sees it, and the joiner, which finds a mark on it, writes a blank;
-- log-mels, which sherpa-onnx cuts at 8 below the maximum of a call, are cut at 8 below the maximum so far, as in
-  `LogMel.running`. What the first cut took, the second takes too.
+  frame, number -1, is a dummy. No other frame sees it, and it carries a mark, for which the joiner gives a blank;
+- sherpa-onnx clips log-mels at 8 below the maximum of a call. The graph clips them at 8 below the maximum so far, as in
+  `LogMel.running`. Values that the first clips, the second clips too.
 
-What differs from our own streams is the place of the log-mel's frames: Kaldi's are centred on sample 160 t + 80, 5 ms
-after Whisper's, and the start of the audio is mirrored with its first sample. And there are no register frames
-(``vectors.registers``): the first call would have more frames than the others.
+Two things differ from our own streams. The log-mel's frames are Kaldi's: centred on sample 160 t + 80, 5 ms after
+Whisper's, with the start of the audio mirrored including its first sample. And there are no register frames
+(``vectors.registers``), with which the first call would have more frames than the others.
 (sherpa-onnx/csrc/online-zipformer2-transducer-model.cc, online-recognizer-transducer-impl.h.)
 """
 
@@ -56,12 +56,12 @@ from tokenverse_pp.onnx.sherpa_export import SherpaSet
 
 DECODER = "decoder.onnx"
 ONLINE_FRAME = 0.04  # seconds, fixed in sherpa-onnx
-DELAY = 1  # frames that a token's time is late, because of the dummy
+DELAY = 1  # frames by which a token's time is late, because of the dummy
 RANGE = 8.0  # of a log-mel, in powers of ten
-# Sizes of a Zipformer whose states are as small as they get, but for its keys, and of the state of its front.
+# Sizes of a Zipformer whose states are as small as possible, except its keys and the state of its front.
 SIZES = {"encoder_dims": 4, "value_head_dims": 1, "num_heads": 1, "num_encoder_layers": 1, "cnn_module_kernels": 2}
 UNUSED = {"nonlin": (1, 0, 1, 3), "value1": (1, 0, 1), "value2": (1, 0, 1), "conv1": (0, 4, 1), "conv2": (0, 4, 1)}
-CHUNKS = 4  # of the stream that is compared with torch
+CHUNKS = 4  # in the stream that is compared with torch
 
 
 class SherpaFront(Stage):
@@ -80,7 +80,7 @@ class SherpaFront(Stage):
         }
 
     def mel(self, x: Tensor) -> Tensor:
-        """What sherpa-onnx gives -> logarithm of the mel powers, base 10, (N, bins, T)."""
+        """Convert sherpa-onnx's features to logarithms of the mel powers, base 10, (N, bins, T)."""
         return 4.0 * x.transpose(1, 2) - 4.0
 
     def step(self, x: Tensor, state: State, place: ChunkPlace) -> Tensor:
@@ -90,7 +90,7 @@ class SherpaFront(Stage):
         state["front.peak"] = peak - LEAST
         mel = torch.cat([state["front.mel"], LogMel.clip(mel, peak)], dim=-1)
         state["front.mel"] = mel[..., -2:]
-        hidden = F.gelu(convolve(self.encoder.conv1, mel))  # of the frames of 10 ms from -1 on
+        hidden = F.gelu(convolve(self.encoder.conv1, mel))  # of frames of 10 ms, from number -1 on
         began = (state["chunks"] > 0).to(hidden.dtype)[:, None, None]
         hidden = torch.cat([state["front.hidden"], hidden[..., :1] * began, hidden[..., 1:]], dim=-1)
         state["front.hidden"] = hidden[..., -2:]
@@ -99,7 +99,7 @@ class SherpaFront(Stage):
 
 
 def single_rotary_angles(places: Tensor, dim: int) -> Tuple[Tensor, Tensor]:
-    """`rotary_angles` whose cosines are of float32: sherpa-onnx's runtime has no others. Still exact after hours."""
+    """`rotary_angles` with cosines in float32, as sherpa-onnx's runtime has no others. Still exact after hours."""
     rates = 10000.0 ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim) / (2 * math.pi)
     turns = places.to(torch.float64).unsqueeze(-1) * rates
     angles = ((turns - turns.long().to(torch.float64)) * (2 * math.pi)).float()
@@ -107,7 +107,7 @@ def single_rotary_angles(places: Tensor, dim: int) -> Tuple[Tensor, Tensor]:
 
 
 class SherpaContext(Context):
-    """`Context` whose convolutions see zeros in the place of the dummy frame."""
+    """`Context` whose convolutions see zeros instead of the dummy frame."""
 
     def run(self, x: Tensor, state: State, registers: int) -> Tensor:
         """See Context."""
@@ -124,13 +124,13 @@ class OnlineGraph(nn.Module):
     """One call of N streams: log-mels and states -> frames for the joiner, and new states.
 
     Args:
-        model: in eval mode, with Whisper as its encoder.
+        model: model in eval mode, with a Whisper encoder.
         chunks: as in `StreamingEncoder`.
-        active: (1, K + 1) of 0 and 1, the tasks.
+        active: (1, K + 1), 1 for active tasks, else 0.
 
     Attributes:
-        mel_frames: T, frames of 10 ms a call.
-        size: numbers in the vector of caches.
+        mel_frames: T, frames of 10 ms per call.
+        size: length of the vector of caches.
     """
 
     def __init__(self, model: Transducer, chunks: ChunkOptions, active: Tensor):
@@ -171,10 +171,10 @@ class OnlineGraph(nn.Module):
         return (frames, caches[None], *others[:-1], others[-1] + 1)
 
     def encode(self, x: Tensor, caches: Tensor, chunks: Tensor, active: Tensor) -> Tuple[Tensor, Tensor]:
-        """x as sherpa-onnx gives it, caches (N, size), chunks (N,) that were, active (N, K + 1) or (1, K + 1).
+        """x as sherpa-onnx passes it, caches (N, size), chunks so far (N,), active (N, K + 1) or (1, K + 1).
 
         Returns:
-            Frames (N, T', J + 1), whose last number is 1 for the dummy, else 0; and the new caches (N, size).
+            Frames (N, T', J + 1), whose last value is 1 for the dummy, else 0; and the new caches (N, size).
         """
         parts = caches.split([math.prod(shape) for shape in self.shapes.values()], dim=1)
         state = {name: part.reshape(-1, *shape) for (name, shape), part in zip(self.shapes.items(), parts)}
@@ -191,7 +191,7 @@ class OnlineGraph(nn.Module):
 
 
 class OnlinePredictor(PredictorGraph):
-    """The predictor, for contexts that start with ids of -1."""
+    """The predictor for sherpa-onnx's contexts, which start with ids of -1."""
 
     def forward(self, y: Tensor) -> Tensor:
         """y (N, context_size) int64 -> state (N, J)."""
@@ -199,7 +199,7 @@ class OnlinePredictor(PredictorGraph):
 
 
 class OnlineJoiner(nn.Module):
-    """The joiner, which writes a blank for dummy frames, and never the tokens of other tasks."""
+    """The joiner, which gives a blank for dummy frames, and never the tokens of other tasks."""
 
     def __init__(self, model: Transducer, suppressed: Sequence[int]):
         super().__init__()
@@ -216,7 +216,7 @@ class OnlineJoiner(nn.Module):
 
 
 def check_online(loaded: ModelBundle, description: Description, options: ExportOptions) -> None:
-    """See that the form ``online`` or ``prompt`` can carry a model (raises UserError)."""
+    """Check that the form ``online`` or ``prompt`` supports a model (raises UserError)."""
     form, chunks = f"export for sherpa-onnx, form {options.form}", options.chunks
     assert chunks is not None
     if not isinstance(getattr(loaded.model.encoder, "backbone", None), WhisperBackbone):
@@ -231,7 +231,7 @@ def check_online(loaded: ModelBundle, description: Description, options: ExportO
 def write_online(
     loaded: ModelBundle, folder: Path, sets: Sequence[SherpaSet], description: Description, options: ExportOptions
 ) -> List[Dict[str, float]]:
-    """Write the graphs of the form ``online`` -> of each encoder, the errors of its frames."""
+    """Write the graphs of the form ``online``; return the errors of the frames of each encoder."""
     assert options.chunks is not None
     model, errors = prepared(loaded.model, given_mel=False), []
     context = torch.ones(2, description.context_size, dtype=torch.int64)
@@ -265,7 +265,7 @@ def write_online(
 
 
 def mel_windows(log_mel: LogMel, audio: np.ndarray, frames: int) -> np.ndarray:
-    """Whole windows of normalised log-mels (M, frames, bins) of audio (S,), each as sherpa-onnx normalises one."""
+    """Whole windows (M, frames, bins) of log-mels of audio (S,), each normalised as sherpa-onnx does."""
     x = torch.from_numpy(audio)[None]
     x = torch.cat([log_mel.mirrored_start(x), x, x.new_zeros(1, log_mel.hop)], dim=1)
     mel = log_mel.log_power(x)[0].T.numpy()
@@ -282,7 +282,7 @@ def compare_online(
         Largest and RMS error of the frames, relative to the RMS of torch's.
 
     Raises:
-        UserError: where an error exceeds the tolerance.
+        UserError: if an error exceeds the tolerance.
     """
     assert options.chunks is not None
     log_mel = log_mel_of(loaded.model)

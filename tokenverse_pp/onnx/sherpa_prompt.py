@@ -1,17 +1,17 @@
-"""The form ``prompt`` of exports for sherpa-onnx: a streaming Whisper transducer that each stream gives its tasks.
+"""The form ``prompt`` of exports for sherpa-onnx: a streaming Whisper transducer whose tasks each stream chooses.
 
-It takes the slot for NeMo's streaming transducers, whose encoder has an input ``prompt_index``: sherpa-onnx looks the
-stream's option ``language`` up in the metadata ``prompt_dictionary``. Here the entries are sets of tasks, such as
-``asr,scd``, and the encoder turns the index into the task vectors. The rest is the form ``online``, except that
+It uses the model type of NeMo's streaming transducers, whose encoder has an input ``prompt_index``: sherpa-onnx looks
+the stream's option ``language`` up in the metadata ``prompt_dictionary``. Here the entries are sets of tasks, such as
+``asr,scd``, and the encoder converts the index to the task vectors. The rest is as in the form ``online``, except that
 
-- the features are not Whisper's. They are Kaldi's: the same window of 25 ms, but pre-emphasis, an FFT of 512 points and
-  natural logarithms, of as many mel bins as the graph says. `FbankFront` asks for bins whose edges include those of
-  Whisper's filters and makes these of them;
-- the search writes up to ten tokens a frame. Our models are trained and decoded with one. Neither joiner nor predictor
-  knows whether a frame is a new one, so each frame is followed by a row in which a predictor that has just read a token
-  is told to read ``<nop>``. Until then the joiner gives blanks. sherpa-onnx takes ``<nop>`` for the name of a language,
-  which it leaves out of results;
-- the predictor is an LSTM there. Its state is the context here;
+- the features are Kaldi's, not Whisper's: the same window of 25 ms, but with pre-emphasis, an FFT of 512 points,
+  natural logarithms, and as many mel bins as the graph specifies. `FbankFront` requires bins whose edges include those
+  of Whisper's filters, and computes Whisper's mel powers from them;
+- the search emits up to ten tokens per frame, but our models are trained and decoded with one. Neither joiner nor
+  predictor knows whether a frame is new, so each frame is followed by a row that emits ``<nop>`` if the predictor has
+  just read a token. Between the token and this row the joiner gives blanks. sherpa-onnx takes ``<nop>`` for the name of
+  a language, which it leaves out of results;
+- the predictor of that type is an LSTM. Here its state is the context;
 - the blank is the last token.
 (sherpa-onnx/csrc/online-recognizer-transducer-nemo-impl.h, online-transducer-nemo-model.cc,
 online-transducer-greedy-search-nemo-decoder.cc; kaldi-native-fbank/csrc/mel-computations.cc.)
@@ -53,32 +53,32 @@ from tokenverse_pp.onnx.sherpa_export import SherpaSet, chosen_sets
 from tokenverse_pp.onnx.sherpa_online import CHUNKS, DECODER, OnlineGraph, SherpaFront, mel_windows
 
 NOP = "<nop>"
-LANGUAGE = re.compile(r"<[a-z]{2,3}(-[A-Z]{2})?>")  # pieces that sherpa-onnx leaves out of the results of this slot
-MOST_TASKS = 6  # beside asr, of which all sets are exported by default
-ROWS = 2  # of the encoder's output a frame
+LANGUAGE = re.compile(r"<[a-z]{2,3}(-[A-Z]{2})?>")  # pieces that sherpa-onnx leaves out of results of this type
+MOST_TASKS = 6  # besides asr, for which all sets are exported by default
+ROWS = 2  # of the encoder's output per frame
 FFT, PRE_EMPHASIS = 512, 0.97
 # Each of Kaldi's filters has to hold a frequency of the FFT, or sherpa-onnx aborts: half of a filter in the linear part
 # of the mel scale has to be wider than half of 31.25 Hz.
 MOST_INTERVALS = 192
-NEVER = 1e4  # taken from logits
+NEVER = 1e4  # subtracted from logits
 
 
 def slaney_frequencies(count: int) -> np.ndarray:
-    """``count`` frequencies (Hz) from 0 to 8 kHz at equal steps of Slaney's mel scale."""
+    """``count`` frequencies (Hz) from 0 to 8 kHz, equally spaced on Slaney's mel scale."""
     mels = np.linspace(0, 15 + 27 * math.log(8) / math.log(6.4), count)
     return np.where(mels < 15, mels * 200 / 3, 1000 * np.exp((mels - 15) * math.log(6.4) / 27))
 
 
 def mel_from_fbank(bins: int) -> np.ndarray:
-    """Whisper's mel powers (bins,) from those of Kaldi's filters (M,): a matrix (bins, M).
+    """The matrix (bins, M) that converts mel powers of Kaldi's filters (M,) to Whisper's (bins,).
 
-    Kaldi's filters are a whole number of times as dense, and their edges include those of Whisper's: a triangle of
-    Whisper's is a sum of theirs. Each is divided by what pre-emphasis does to the power at its centre, and scaled to an
-    FFT of 400 points. What differs is where the two FFTs sample the spectrum, and pre-emphasis below 100 Hz, where it
-    changes within a filter.
+    Kaldi's filters are an integer number of times as dense, and their edges include those of Whisper's: a triangle of
+    Whisper's is a weighted sum of theirs. Each is divided by the effect of pre-emphasis on the power at its centre, and
+    scaled to an FFT of 400 points. Two differences remain: where the two FFTs sample the spectrum, and pre-emphasis
+    below 100 Hz, where it changes within a filter.
 
     Raises:
-        UserError: for more bins than sherpa-onnx can compute.
+        UserError: if ``bins`` are more than sherpa-onnx can compute.
     """
     dense = MOST_INTERVALS // (bins + 1)
     if dense == 0:
@@ -88,29 +88,29 @@ def mel_from_fbank(bins: int) -> np.ndarray:
     places = fine[1:-1]
     triangles = np.maximum(0, np.minimum((places - low) / (centre - low), (high - places) / (high - centre)))
     response = np.abs(1 - PRE_EMPHASIS * np.exp(-2j * math.pi * places / SAMPLE_RATE)) ** 2
-    widths = (fine[2:] - fine[:-2]) / (high - low)  # both kinds of filters are divided by theirs
+    widths = (fine[2:] - fine[:-2]) / (high - low)  # both kinds of filters are divided by their width
     return (triangles * widths / response * (400 / FFT)).astype(np.float32)
 
 
 class FbankFront(SherpaFront):
-    """As `SherpaFront`, from Kaldi's log-mels (N, M, T)."""
+    """`SherpaFront` for Kaldi's log-mels (N, M, T)."""
 
     def __init__(self, backbone: WhisperBackbone) -> None:
         super().__init__(backbone)
         self.matrix = torch.from_numpy(mel_from_fbank(len(backbone.log_mel.filters)))
 
     def mel(self, x: Tensor) -> Tensor:
-        """See SherpaFront. A convolution, because products are quantised in int8, and powers must not be."""
+        """See SherpaFront. A convolution, because int8 quantises products, and powers must not be quantised."""
         return F.conv1d(x.exp(), self.matrix[:, :, None]).clamp(min=10.0**LEAST).log10()
 
 
 class PromptGraph(OnlineGraph):
-    """One call of N streams, each with its tasks.
+    """One call of N streams, each with its own tasks.
 
     Args:
-        model: in eval mode, with Whisper as its encoder.
+        model: model in eval mode, with a Whisper encoder.
         chunks: as in `StreamingEncoder`.
-        sets: the tasks that there are to choose from.
+        sets: the sets of tasks to choose from.
 
     Attributes:
         bins: M, mel bins that sherpa-onnx has to compute.
@@ -134,8 +134,8 @@ class PromptGraph(OnlineGraph):
         """x (N, M, T), lengths (N,), caches (N, 1, 1, size), unused (N, 1, 1, 1), chunks (N,), prompts (N,).
 
         Returns:
-            Rows (N, J + 2, 2 T'), their number (N,), and the states. The last two numbers of a row are 1 if it cannot
-            have a token, else 0; and the prompt.
+            Rows (N, J + 2, 2 T'), their number (N,), and the states. The last two values of a row are 1 if it cannot
+            emit a token, else 0; and the prompt.
         """
         lengths, caches, unused, chunks, prompts = others
         frames, following = self.encode(x, caches[:, 0, 0], chunks, self.active[prompts])
@@ -148,9 +148,9 @@ class PromptGraph(OnlineGraph):
 
 
 class PromptPredictor(nn.Module):
-    """The predictor in the place of an LSTM of one layer; its first state is the context.
+    """The predictor in place of an LSTM with one layer, whose first state is the context.
 
-    Ids are sherpa-onnx's: a token's is one less than the model's, then come ``<nop>`` and the blank.
+    Ids are sherpa-onnx's: those of tokens are one less than the model's, then follow ``<nop>`` and the blank.
     """
 
     def __init__(self, model: Transducer):
@@ -161,7 +161,7 @@ class PromptPredictor(nn.Module):
     def forward(self, targets: Tensor, lengths: Tensor, context: Tensor, unused: Tensor) -> Tuple[Tensor, ...]:
         """targets (1, 1), lengths (1,) int32, context (1, 1, context_size), unused -> (1, J + 1, 1), lengths, states.
 
-        The last number of the output is 1 if a token was read, 0 for ``<nop>`` and the blank.
+        The last value of the output is 1 if a token was read, 0 for ``<nop>`` and the blank.
         """
         history = context[0].round().to(torch.int64)
         token = targets.to(torch.int64)
@@ -173,7 +173,7 @@ class PromptPredictor(nn.Module):
 
 
 class PromptJoiner(nn.Module):
-    """The joiner, which gives one token a frame, and never the tokens of tasks that were not chosen."""
+    """The joiner, which gives one token per frame, and never the tokens of tasks that were not chosen."""
 
     def __init__(self, model: Transducer, sets: Sequence[SherpaSet]):
         super().__init__()
@@ -194,7 +194,7 @@ class PromptJoiner(nn.Module):
 
 
 def prompt_tokens(pieces: Sequence[str]) -> List[str]:
-    """The pieces of the model in sherpa-onnx's order, with ``<nop>``, the blank last.
+    """The pieces of the model in sherpa-onnx's order, followed by ``<nop>`` and the blank.
 
     Raises:
         UserError: for pieces that sherpa-onnx leaves out of its results.
@@ -206,10 +206,10 @@ def prompt_tokens(pieces: Sequence[str]) -> List[str]:
 
 
 def prompt_sets(loaded: ModelBundle, options: ExportOptions, inactive: Inactive) -> List[SherpaSet]:
-    """The sets of tasks to choose from, the default first; without ``options.task_sets`` all that the model can decode.
+    """The sets of tasks to choose from, the default first; without ``options.task_sets`` all sets that can be decoded.
 
     Raises:
-        UserError: for unknown tasks, untrained combinations, and more tasks than all sets can be made of.
+        UserError: for unknown tasks, untrained combinations, and too many tasks to export all sets.
     """
     sets = options.task_sets
     if not sets:
@@ -233,7 +233,7 @@ def prompt_sets(loaded: ModelBundle, options: ExportOptions, inactive: Inactive)
 def write_prompt(
     loaded: ModelBundle, folder: Path, sets: Sequence[SherpaSet], description: Description, options: ExportOptions
 ) -> List[Dict[str, float]]:
-    """Write the graphs of the form ``prompt`` -> the errors of the encoder's frames, in a list."""
+    """Write the graphs of the form ``prompt``; return the errors of the encoder's frames, in a list."""
     assert options.chunks is not None
     model, (encoder, joiner) = prepared(loaded.model, given_mel=False), sets[0][:2]
     graph, size = PromptGraph(model, options.chunks, sets).eval(), description.context_size
@@ -254,7 +254,7 @@ def write_prompt(
     describe(folder / DECODER, about)
     describe(folder / joiner, about)
     names = {",".join(item.tasks): number for number, item in enumerate(sets)}
-    names.update({name[4:]: number for name, number in names.items() if name != "asr"})  # asr goes without saying
+    names.update({name[4:]: number for name, number in names.items() if name != "asr"})  # asr may be left out
     metadata: Dict[str, Any] = {f"cache_last_{part}_dim{i}": "1" for part in ("channel", "time") for i in (1, 2, 3)}
     metadata.update(vocab_size=str(description.vocab_size), subsampling_factor=str(4 // ROWS), normalize_type="NA")
     metadata.update(window_size=str(graph.mel_frames), chunk_shift=str(graph.mel_frames))
@@ -268,18 +268,18 @@ def compare_prompt(
 ) -> Dict[str, float]:
     """Compare an encoder with torch over some chunks of random audio, a stream for each set, all in one batch.
 
-    The features are those of which `mel_from_fbank` makes Whisper's mel powers exactly.
+    The features are such that `mel_from_fbank` yields exactly Whisper's mel powers.
 
     Returns:
         Largest and RMS error of the frames, relative to the RMS of torch's.
 
     Raises:
-        UserError: where an error exceeds the tolerance.
+        UserError: if an error exceeds the tolerance.
     """
     assert options.chunks is not None
     front: Any = graph.stages[0]
     matrix, streams = front.matrix.numpy(), len(sets)
-    centres = matrix.shape[1] // len(matrix) * np.arange(1, len(matrix) + 1) - 1  # whose filters only one row reads
+    centres = matrix.shape[1] // len(matrix) * np.arange(1, len(matrix) + 1) - 1  # filters that only one row uses
     session, states = open_graph(path, 1), {name: tensor.numpy() for name, tensor in graph.start(streams).items()}
     samples = graph.mel_frames * SAMPLE_RATE // 100
     audio = (0.1 * np.random.default_rng(0).standard_normal((CHUNKS, samples))).astype(np.float32)

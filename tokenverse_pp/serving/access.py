@@ -20,7 +20,7 @@ class Access:
     """Access rules of a server.
 
     Args:
-        token: required of clients; None: no token is required.
+        token: token that clients must send; None: no token is required.
         origins: web origins (``https://example.org``) besides the server's own whose pages may connect.
     """
 
@@ -31,10 +31,10 @@ class Access:
         """Whether a page may connect.
 
         Args:
-            origin: of the page, from the header ``Origin`` (programs send none).
+            origin: origin of the page, from the header ``Origin`` (programs send none).
             host: the header ``Host``.
-            loopback: the server listens on this machine only. A page under another host name is then not the server's
-                own, even if that name resolves to this machine (DNS rebinding).
+            loopback: whether the server listens on this machine only. A page under another host name is then not the
+                server's own, even if that name resolves to this machine (DNS rebinding).
         """
         if origin in self.origins:
             return True
@@ -92,7 +92,7 @@ def read_token(file: Optional[Path]) -> Optional[str]:
 
 
 def check_origin(origin: str) -> str:
-    """Check that an origin is written as browsers do (raises UserError)."""
+    """Return an origin; raises UserError if it is not written as browsers send it."""
     parts = urlsplit(origin)
     if parts.scheme not in ("http", "https") or not parts.netloc or f"{parts.scheme}://{parts.netloc}" != origin:
         raise UserError(f"--allow-origin {origin}: expected scheme and host alone, as in https://example.org")

@@ -6,8 +6,8 @@
 ...     async for event in stream:
 ...         print(event["kind"], event["text"])
 
-`send` waits while the server is busy, and events wait until they are read; so a client that sends for long must read
-in another asyncio task at the same time. `transcribe` does that, for programs without asyncio.
+`send` waits while the server is busy, and events wait until they are read; so a client that sends for a long time must
+read in another asyncio task at the same time. `transcribe` does that, for programs without asyncio.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from tokenverse_pp.serving.protocol import TOO_BIG, Start, start_message, write_
 
 Event = Dict[str, Any]
 MOST_EVENT = 1 << 24  # bytes: the event `end` holds the whole text
-PIECE_SECONDS = 0.5  # of audio in a message
+PIECE_SECONDS = 0.5  # of audio per message
 
 
 def need_websockets() -> None:
-    """Check that the package websockets, of the client, is installed and new enough (raises UserError)."""
+    """Check that the client's package websockets is installed and new enough (raises UserError)."""
     _need("websockets.asyncio.client", "streaming needs websockets >= 13")
 
 
@@ -61,18 +61,18 @@ class StreamClient:
     """One stream.
 
     Args:
-        url: of the server, ``ws://HOST:PORT/stream``.
-        tasks: to decode; None for all that the server offers.
-        format: of the audio sent: ``pcm16`` or ``float32``.
+        url: address of the server, ``ws://HOST:PORT/stream``.
+        tasks: tasks to decode; None for all that the server offers.
+        format: format of the audio sent: ``pcm16`` or ``float32``.
         partials: whether the server sends partial results, which may still change.
         reset_at_endpoint: restart the server's search at each ``[ENDP]``.
-        token: if the server requires one.
-        language: code of the language that is spoken, or several; needs the task ``lid``.
-        hotwords: phrases to prefer, each alone or with its bonus, in place of the server's.
-        hotword_score: bonus in nats for each token of a phrase without a bonus of its own.
-        lm: False: without the language model that the server was started with.
-        lm_scale: of that language model.
-        lm_bonus: for each token that it scores.
+        token: the server's token, if it requires one.
+        language: code of the spoken language, or several codes; needs the task ``lid``.
+        hotwords: phrases to prefer, each alone or with its bonus, instead of the server's.
+        hotword_score: bonus in nats for each token of a phrase without its own bonus.
+        lm: False to decode without the server's language model.
+        lm_scale: scale of that language model.
+        lm_bonus: bonus for each token that it scores.
         pauses: whether the server sends the probability of an endpoint while a pause lasts (events of kind ``pause``).
 
     Raises:
@@ -131,14 +131,14 @@ class StreamClient:
     async def send(self, audio: np.ndarray) -> None:
         """Send samples ``(S,)`` at 16 kHz in -1 .. 1; waits while the server is busy.
 
-        After the server has closed the stream this does nothing; reading raises the reason.
+        Does nothing after the server has closed the stream; reading raises the reason.
         """
         most = int(PIECE_SECONDS * SAMPLE_RATE)
         for begin in range(0, len(audio), most):
             await self._say(write_audio(audio[begin : begin + most], self.start.format))
 
     async def set_tasks(self, tasks: Sequence[str]) -> None:
-        """Switch the active tasks, from here on."""
+        """Switch the active tasks from the next chunk on."""
         await self._say(json.dumps({"kind": "set_tasks", "tasks": list(tasks)}))
 
     async def end(self) -> None:
@@ -191,10 +191,10 @@ def transcribe(
     Args:
         url: see `StreamClient`.
         audio: samples ``(S,)`` at 16 kHz in -1 .. 1, or pieces of them.
-        on_event: called with each event as it comes.
+        on_event: called with each event as it arrives.
         real_time: send no faster than real time.
         on_ready: called with the server's answer to the start, before the events.
-        options: of `StreamClient`.
+        options: options of `StreamClient`.
 
     Returns:
         All events; the text of the last, ``end``, is the whole transcript.
@@ -217,7 +217,7 @@ def transcribe(
                         on_event(event)
 
             both = [asyncio.ensure_future(each) for each in (_send_all(stream, pieces, real_time), read())]
-            try:  # until the events end, or either fails: without all of the audio there is no end
+            try:  # until the events end, or either fails: the server waits for all audio before `end`
                 await asyncio.wait(both, return_when=asyncio.FIRST_EXCEPTION)
             finally:
                 for task in both:

@@ -29,7 +29,7 @@ FILES = {
     "/capture.js": ("capture.js", "text/javascript"),
 }
 SAFE_HOST = re.compile(r"[A-Za-z0-9.:\[\]-]{1,255}")
-SECONDS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 300)  # upper ends of the classes of times
+SECONDS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 300)  # upper bounds of the histograms' buckets
 
 
 @cache
@@ -45,7 +45,7 @@ def respond(request: web.Request, server: StreamingServer) -> web.Response:
     if path == HEALTH_PATH:
         return answer(200, json.dumps(server.health()).encode(), "application/json")
     if path == ALIVE_PATH:
-        # For supervisors and load balancers: the status says it all.
+        # For supervisors and load balancers, which read only the status.
         return plain(200, "ok") if server.is_alive() else plain(503, "the model's thread has ended")
     if path == METRICS_PATH:
         return answer(200, generate_latest(server.monitor.registry), CONTENT_TYPE_LATEST)
@@ -63,7 +63,7 @@ def plain(status: int, text: str) -> web.Response:
 def answer(status: int, body: bytes, kind: str, host: Optional[str] = None, closes: bool = True) -> web.Response:
     """A response with strict security headers: the page may load its own files and reach its own server only.
 
-    ``closes``: close the connection after it.
+    ``closes``: whether to close the connection afterwards.
     """
     # Some browsers do not apply 'self' to websockets, so the server's name is written out.
     sockets = f" ws://{host} wss://{host}" if host and SAFE_HOST.fullmatch(host) else ""
@@ -87,15 +87,15 @@ def answer(status: int, body: bytes, kind: str, host: Optional[str] = None, clos
 
 
 class Monitor:
-    """What a server counts and measures, for Prometheus (docs/deployment.md lists it).
+    """Counters and measurements of a server for Prometheus (listed in docs/deployment.md).
 
     Attributes:
         audio: seconds of audio that the model has processed, by ``kind`` (stream, upload).
         ended: streams by the reason for their end (``how``: end, gone, the code of an error, ..).
         requests: HTTP requests by ``path`` and ``status``.
-        errors: errors that clients were told, by ``kind`` and ``code``.
-        stream_latency: from the last sample of a chunk to its events.
-        upload_latency: from the first byte of an upload to its transcript.
+        errors: errors sent to clients, by ``kind`` and ``code``.
+        stream_latency: seconds from the last sample of a chunk to its events.
+        upload_latency: seconds from the first byte of an upload to its transcript.
     """
 
     def __init__(self, server: StreamingServer):

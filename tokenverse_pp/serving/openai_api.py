@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 PREFIX = "/v1/"
 TRANSCRIPTIONS, MODELS = "/v1/audio/transcriptions", "/v1/models"
-ALIASES = ("whisper-1",)  # names of a model that clients send where theirs cannot be changed
+ALIASES = ("whisper-1",)  # sent by clients whose model name cannot be changed
 RESPONSE_FORMATS = ("json", "text", "srt", "verbose_json", "vtt")
 GRANULARITIES = ("word", "segment")
 FIELDS = {
@@ -42,9 +42,9 @@ SEVERAL = {"timestamp_granularities[]", "timestamp_granularities", "include[]", 
 MOST_FIELD = 16384  # bytes of a field other than the file
 MOST_PARTS = 32
 PIECE = 1 << 16
-PING_SECONDS = 10.0  # between comments in a stream of events that has nothing else to say
+PING_SECONDS = 10.0  # between comments in a stream of events while there are no events
 KINDS = {"srt": "text/plain", "text": "text/plain", "vtt": "text/vtt"}
-# The HTTP status, `type` and `code` of what `uploads` refuses.
+# The HTTP status, `type` and `code` for each kind of `UploadError`.
 UPLOAD_ERRORS = {
     "audio": (400, "invalid_request_error", "invalid_value"),
     "options": (400, "invalid_request_error", "invalid_value"),
@@ -55,7 +55,7 @@ UPLOAD_ERRORS = {
 
 
 class ApiError(Exception):
-    """An answer of the form ``{"error": {"message", "type", "param", "code"}}``."""
+    """An error response of the form ``{"error": {"message", "type", "param", "code"}}``."""
 
     def __init__(
         self,
@@ -98,16 +98,16 @@ class UploadForm:
     name: str
 
     def one(self, name: str) -> Optional[str]:
-        """The value of a field; None without it, and for an empty one."""
+        """The value of a field; None if it is missing or empty."""
         return (self.fields.get(name) or [""])[0] or None
 
     def all(self, name: str) -> List[str]:
-        """The values of a field that may come several times, as ``name[]`` too."""
+        """The values of a field that may be repeated, also as ``name[]``."""
         return [*self.fields.get(f"{name}[]", []), *self.fields.get(name, [])]
 
 
 async def read_form(request: web.Request, limits: Limits) -> UploadForm:
-    """Read ``multipart/form-data`` (raises ApiError, whatever comes)."""
+    """Read ``multipart/form-data`` (raises ApiError for anything invalid)."""
     too_large = ApiError(413, f"the file exceeds the limit of {limits.upload_bytes} bytes", "file", "file_too_large")
     if request.content_type != "multipart/form-data":
         raise ApiError(400, f"expected multipart/form-data, found {shown(request.content_type)}")
@@ -152,19 +152,19 @@ async def read_form(request: web.Request, limits: Limits) -> UploadForm:
     except (ApiError, asyncio.CancelledError, MemoryError):
         raise
     except Exception as error:
-        # aiohttp's reader raises ValueError, AssertionError, RuntimeError, HttpProcessingError, .. for what is none.
+        # aiohttp's reader raises ValueError, AssertionError, RuntimeError, HttpProcessingError, .. for invalid forms.
         raise ApiError(400, f"not multipart/form-data: {one_line(error)}") from None
     return UploadForm(fields, file, file_name)
 
 
 @dataclass(frozen=True)
 class TranscriptionRequest:
-    """What a client asks for.
+    """What a client requests.
 
     Args:
         format: one of `RESPONSE_FORMATS`.
-        stream: as server-sent events.
-        granularities: of the times in verbose_json.
+        stream: whether to respond with server-sent events.
+        granularities: granularities of the times in verbose_json.
         options: how to transcribe.
     """
 
@@ -175,7 +175,7 @@ class TranscriptionRequest:
 
 
 def read_request(form: UploadForm, model: UploadModel) -> TranscriptionRequest:
-    """Check the fields of a form (raises ApiError)."""
+    """Check the fields of a form and return the request (raises ApiError)."""
     if form.file is None:
         _wrong("file", "field 'file' is missing: the audio", "missing_required_parameter")
     if form.one("model") is None:
@@ -203,14 +203,14 @@ def read_request(form: UploadForm, model: UploadModel) -> TranscriptionRequest:
 
 
 def check_model(name: str, model: UploadModel) -> None:
-    """See that a client asks for the model that is served (raises ApiError)."""
+    """Check that a client requests the model that is served (raises ApiError)."""
     if name not in (model.name, *ALIASES):
         said = f"The model {shown(name)} does not exist here; this server has {model.name!r}"
         raise ApiError(404, said, "model", "model_not_found")
 
 
 def _check_temperature(text: Optional[str]) -> None:
-    """Temperature is checked and has no effect: a transducer's beam search draws nothing at random."""
+    """Check the temperature, which has no effect: a transducer's beam search does not sample."""
     try:
         value = float(text or 0)
     except ValueError:
@@ -220,7 +220,7 @@ def _check_temperature(text: Optional[str]) -> None:
 
 
 def _options(form: UploadForm, model: UploadModel, is_stream: bool) -> TranscribeOptions:
-    """How to transcribe: the server's options, with those of the request in their place."""
+    """How to transcribe: the server's options, overridden by those of the request."""
     changes: Dict[str, Any] = {}
     options = model.options
     language, prompt, tasks = form.one("language"), form.one("prompt"), form.one("tasks")
@@ -236,7 +236,7 @@ def _options(form: UploadForm, model: UploadModel, is_stream: bool) -> Transcrib
     if prompt is not None and hotwords_of(prompt):
         changes["hotwords"] = hotwords_of(prompt)
         search = options.search
-        if search is not None and search.method == "greedy":  # which knows no bonuses
+        if search is not None and search.method == "greedy":  # greedy search has no bonuses
             changes["search"] = dataclasses.replace(search, method="beam")
     if is_stream:  # a window at a time, so that text comes early
         changes["batch_seconds"] = min(options.window, options.batch_seconds)
@@ -244,7 +244,7 @@ def _options(form: UploadForm, model: UploadModel, is_stream: bool) -> Transcrib
 
 
 def hotwords_of(prompt: str) -> Tuple[str, ...]:
-    """The phrases of a prompt: what stands between commas, semicolons, line ends and ends of sentences.
+    """The phrases of a prompt, which is split at commas, semicolons, line ends and ends of sentences.
 
     >>> hotwords_of("Amélie Poulain, Montmartre. vingt-deux")
     ('Amélie Poulain', 'Montmartre', 'vingt-deux')
@@ -257,7 +257,7 @@ def hotwords_of(prompt: str) -> Tuple[str, ...]:
 def to_verbose_json(
     transcript: Transcript, granularities: Sequence[str], piece_ids: Mapping[str, int]
 ) -> Dict[str, Any]:
-    """OpenAI's object, with keys of our own: those of `Transcript.to_dict` that OpenAI's has not."""
+    """OpenAI's object, extended by the keys of `Transcript.to_dict` that it does not have."""
     own = {
         key: value for key, value in transcript.to_dict().items() if key not in ("name", "words", "text", "duration")
     }
@@ -279,7 +279,7 @@ def to_verbose_json(
 
 
 def _segment(number: int, part: Turn, transcript: Transcript, piece_ids: Mapping[str, int]) -> Dict[str, Any]:
-    """A paragraph of the text format; ``turn`` is the number of its turn, where speaker changes were asked for."""
+    """A paragraph of the text format; ``turn`` is the number of its turn, if speaker changes were requested."""
     words = transcript.words[part.first : part.stop]
     written = zip(transcript.tokens or (), transcript.times)
     text = part.text.encode()
@@ -303,7 +303,7 @@ def _usage(transcript: Transcript) -> Dict[str, Any]:
 
 
 def to_response(transcript: Transcript, wanted: TranscriptionRequest, model: UploadModel) -> web.Response:
-    """A transcript in the format that was asked for: the formats are those of `tokenverse-pp transcribe`."""
+    """A transcript in the requested format; the formats are those of `tokenverse-pp transcribe`."""
     if wanted.format == "json":
         return _json({"text": transcript.text, "usage": _usage(transcript)})
     if wanted.format == "verbose_json":
@@ -415,9 +415,9 @@ class OpenAIApi:
     async def _events(
         self, request: web.Request, job: UploadJob, texts: asyncio.Queue[Optional[str]]
     ) -> web.StreamResponse:
-        """Server-sent events: ``transcript.text.delta`` for what is settled, then ``transcript.text.done``."""
+        """Send server-sent events: ``transcript.text.delta`` for settled text, then ``transcript.text.done``."""
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
-        response.headers.update({"Cache-Control": "no-store", "X-Accel-Buffering": "no"})  # nginx must not collect
+        response.headers.update({"Cache-Control": "no-store", "X-Accel-Buffering": "no"})  # nginx must not buffer
         sent = ""
 
         async def taken(sending: Awaitable[None]) -> None:
@@ -466,7 +466,7 @@ class OpenAIApi:
 
 
 def _param(form: UploadForm) -> Optional[str]:
-    """The field that a model could not use, where there is but one that it may be."""
+    """The field that a model could not use, if the request has only one candidate."""
     given = [name for name in ("language", "prompt") if form.one(name) is not None]
     return given[0] if len(given) == 1 else None
 

@@ -22,7 +22,7 @@ LOUDEST = 8.0  # float32 samples are in -1 .. 1; resampling exceeds that a littl
 MOST_REASON = 120  # bytes of a close frame's reason (RFC 6455 allows 123)
 FORMATS: Dict[str, Tuple[str, int]] = {"pcm16": ("<i2", 2), "float32": ("<f4", 4)}
 
-# What server and clients say of a model for which `ready` has "trained_in_chunks": false.
+# Warning of server and clients for a model for which `ready` has "trained_in_chunks": false.
 NEVER_IN_CHUNKS = (
     "this model was never trained in chunks (model.streaming.chunk_ms): streamed, it makes more errors than "
     "`tokenverse-pp transcribe` with the same model"
@@ -56,19 +56,19 @@ class Limits:
     message_bytes: int = 1 << 18
     """Largest message in bytes; a longer one closes its stream with code 1009."""
     waiting_seconds: float = 10.0
-    """Seconds of a stream's audio that may wait for the model. Above it, no more is read from the connection until the
-    model has caught up, and TCP slows the client down."""
+    """Seconds of a stream's audio that may wait for the model. Above this, nothing is read from the connection until
+    the model has caught up, and TCP slows the client down."""
     stream_seconds: float = 4 * 3600.0
     """Seconds of audio in one stream, and in one uploaded file."""
     idle_seconds: float = 30.0
-    """Seconds without a message before a stream is closed, before ``start`` and between messages; and without data
-    before an upload is given up, or a client that does not read the events of its upload."""
+    """Seconds without a message, before ``start`` or between messages, after which a stream is closed; and without
+    data, or with a client that does not read the events of its upload, after which an upload is given up."""
     unsent_bytes: int = 1 << 18
     """Bytes of events that may wait for a client to read them. Partials do not count: only the newest waits."""
     closing_seconds: float = 5.0
-    """Seconds for a client to take the remaining events and to close its side."""
+    """Seconds for a client to read the remaining events and to close its side."""
     batch: int = 32
-    """Streams that run through the model together."""
+    """Streams that the model processes together."""
     uploads: int = 32
     """Files received, waiting and decoded at once (/v1/audio/transcriptions); further ones are refused with 429."""
     upload_bytes: int = 25 << 20
@@ -84,7 +84,7 @@ class Limits:
 
     @property
     def connections(self) -> int:
-        """Connections open at once, with those that have not started a stream."""
+        """Connections open at once, including those that have not started a stream."""
         return 2 * self.streams + 8
 
 
@@ -112,21 +112,21 @@ Phrases = Tuple[Union[str, Tuple[str, float]], ...]
 
 @dataclass(frozen=True)
 class Start:
-    """The first message of a stream; None: what the server has been started with.
+    """The first message of a stream. None: the value that the server was started with.
 
     Args:
-        format: of the audio.
-        tasks: to decode.
-        partials: send events that may still change.
-        reset_at_endpoint: restart the search at each endpoint.
-        token: that the server requires.
-        language: codes of the languages that are spoken.
-        hotwords: phrases to prefer, in place of the server's; none for none.
-        hotword_score: bonus of a phrase that has none.
-        lm: False: without the server's language model.
-        lm_scale: of the server's language model.
-        lm_bonus: for each token that it scores.
-        pauses: send the probability of an endpoint after each chunk while a pause lasts.
+        format: format of the audio.
+        tasks: tasks to decode.
+        partials: whether to send events that may still change.
+        reset_at_endpoint: whether to restart the search at each endpoint.
+        token: token that the server requires.
+        language: codes of the spoken languages.
+        hotwords: phrases to prefer, instead of the server's; empty for none.
+        hotword_score: bonus of phrases without their own.
+        lm: False to decode without the server's language model.
+        lm_scale: scale of the server's language model.
+        lm_bonus: bonus for each token that it scores.
+        pauses: whether to send the probability of an endpoint after each chunk while a pause lasts.
     """
 
     format: str = "pcm16"
@@ -148,13 +148,13 @@ class Start:
         return bool(self.lm) or self.lm_scale is not None or self.lm_bonus is not None
 
     def search(self, default: SearchOptions) -> Optional[SearchOptions]:
-        """The options of the stream's search, None for those of the server.
+        """The options of the stream's search; None for those of the server.
 
-        Hotwords and language models need a beam: a stream that has some is searched with the server's number of
-        hypotheses, also where the server's other streams are searched greedily.
+        Hotwords and language models need a beam: a stream that uses them is decoded with the server's beam size, even
+        if the server decodes other streams greedily.
 
         Raises:
-            UserError: for options that no search can use, and a language model where the server has none.
+            UserError: for options that no search can use, and for a language model if the server has none.
         """
         changes: Dict[str, Any] = {}
         if self.language is not None:
@@ -202,11 +202,11 @@ def read_control(text: str, known_tasks: Sequence[str]) -> Control:
     """Read a text message.
 
     Args:
-        text: of the message.
+        text: the message.
         known_tasks: names of the tasks that the server offers.
 
     Raises:
-        StreamError: ``bad_message``, naming the field.
+        StreamError: ``bad_message``, which names the field.
     """
     if len(text) > MOST_CONTROL:
         raise _bad(f"control message of {len(text)} characters: expected at most {MOST_CONTROL}; send audio as binary")
@@ -288,7 +288,7 @@ def _read_hotwords(message: Mapping[str, Any]) -> Optional[Phrases]:
 
 
 def _read_tasks(message: Mapping[str, Any], known_tasks: Sequence[str]) -> Optional[Tuple[str, ...]]:
-    """The field ``tasks``, with asr, which is always active, in the server's order."""
+    """The field ``tasks`` in the server's order, including asr, which is always active."""
     tasks = message.get("tasks")
     if tasks is None:
         return None

@@ -34,12 +34,12 @@ from tokenverse_pp.serving.worker import Engine, Worker
 
 log = logging.getLogger(__name__)
 library_log = logging.getLogger("tokenverse_pp.serving.http")
-library_log.setLevel(logging.CRITICAL)  # invalid requests are no errors of the server; sessions log their own
+library_log.setLevel(logging.CRITICAL)  # invalid requests are not errors of the server; sessions log theirs
 
-KERNEL_BYTES = 1 << 17  # of the kernel's buffers, so that back-pressure and slow readers show within seconds
-OPEN_SECONDS = 5.0  # for the head of a request
+KERNEL_BYTES = 1 << 17  # size of the kernel's buffers, so that back-pressure and slow readers show within seconds
+OPEN_SECONDS = 5.0  # to receive the head of a request
 FREE_PORT = 0
-COUNTED = {STREAM_PATH, HEALTH_PATH, ALIVE_PATH, METRICS_PATH, *FILES}  # paths with a number of their own in /metrics
+COUNTED = {STREAM_PATH, HEALTH_PATH, ALIVE_PATH, METRICS_PATH, *FILES}  # paths that /metrics counts separately
 
 
 @dataclass
@@ -48,9 +48,9 @@ class StreamingServer:
 
     Args:
         engine: the model, for streams.
-        limits: of all streams and uploads.
+        limits: limits of all streams and uploads.
         access: who may connect.
-        model: the model, for uploads; None: there are none.
+        model: the model, for uploads; None for no uploads.
     """
 
     engine: Engine
@@ -63,7 +63,7 @@ class StreamingServer:
         self.streams: Set[Session] = set()
         self.ended: Counter[str] = Counter()  # streams and refused connections, by reason
         self._sessions: Set[Session] = set()
-        self._silent: Set[Any] = set()  # connections that have not sent a whole request
+        self._silent: Set[Any] = set()  # connections that have not sent a complete request
         self._names = 0
         self._runner: Optional[web.AppRunner] = None
         self._server: Optional[asyncio.AbstractServer] = None
@@ -79,7 +79,7 @@ class StreamingServer:
         application = web.Application()
         application.router.add_route("*", "/{path:.*}", self._handle)
         application.on_response_prepare.append(_without_server)
-        # A connection that has been idle for so long between two requests is closed.
+        # A connection that has been idle for this long between two requests is closed.
         runner = self._runner = web.AppRunner(
             application,
             access_log=None,
@@ -127,7 +127,7 @@ class StreamingServer:
         await self.worker.stop()
 
     def is_alive(self) -> bool:
-        """Whether the model can be reached."""
+        """Whether the model's threads are running."""
         return self.worker.is_alive() and self.uploads.is_alive()
 
     def health(self) -> Dict[str, Any]:
@@ -169,14 +169,14 @@ class StreamingServer:
         return response
 
     def _check_silent(self, handler: Any) -> None:
-        """Cut off a connection that is slow to say what it wants."""
+        """Abort a connection that has not sent a complete request in time."""
         if handler in self._silent:
             self._silent.discard(handler)
             if handler.transport is not None:
                 handler.transport.abort()
 
     def foreign_origin(self, request: web.Request) -> Optional[str]:
-        """The origin of a web page that may not use this server; None: the request is fine."""
+        """An error message if the request is of a web page that may not use this server, else None."""
         origins, hosts = request.headers.getall("Origin", []), request.headers.getall("Host", [])
         if origins and not (
             len(origins) == len(hosts) == 1 and self.access.allows_origin(origins[0], hosts[0], self.is_loopback)
@@ -222,7 +222,7 @@ class StreamingServer:
 
 
 async def _without_server(request: web.Request, response: web.StreamResponse) -> None:
-    """Do not tell the versions of Python and aiohttp."""
+    """Do not reveal the versions of Python and aiohttp."""
     response.headers.popall("Server", None)
 
 

@@ -37,19 +37,19 @@ POLL_SECONDS = 0.05
 
 
 class StreamSocket(web.WebSocketResponse):
-    """A websocket that says why it refuses what a client sends, and lets the client read that.
+    """A websocket that tells a client why its message is refused, and gives it time to read the reason.
 
-    aiohttp itself ends connections on messages that are too large, frames that are none and text that is not UTF-8
-    (codes 1009, 1002, 1007). It closes the socket at once: a client that still sends would be told of a broken
-    connection instead of the code. So the close frame is sent first, and what the client sends is read and dropped
-    until it hangs up.
+    aiohttp itself ends connections on messages that are too large, invalid frames and text that is not UTF-8
+    (codes 1009, 1002, 1007). It closes the socket at once, so a client that is still sending would see a broken
+    connection instead of the code. Therefore the close frame is sent first, and further messages of the client are read
+    and dropped until it hangs up.
 
     Attributes:
         refused: the code, if aiohttp has ended the connection.
     """
 
     def __init__(self, request: web.Request, message_bytes: int, closing_seconds: float):
-        # Audio does not compress, and decompression allows attacks. aiohttp refuses messages of its limit.
+        # Audio does not compress, and decompression allows attacks. aiohttp also refuses messages of exactly its limit.
         super().__init__(timeout=closing_seconds, compress=False, max_msg_size=message_bytes + 1)
         self.refused: Optional[int] = None
         self._request, self._closing_seconds = request, closing_seconds
@@ -60,12 +60,12 @@ class StreamSocket(web.WebSocketResponse):
         }
 
     def abort(self) -> None:
-        """Cut the connection off."""
+        """Abort the connection."""
         if self._request.transport is not None:
             self._request.transport.abort()
 
     async def close(self, *, code: int = NORMAL, message: bytes = b"", drain: bool = True) -> bool:
-        """Close the connection; without a message the code is aiohttp's (`Session` always gives its reason)."""
+        """Close the connection; without a message, the close is aiohttp's own (`Session` always gives its reason)."""
         if not self.closed and not message and code in self._reasons:
             self.refused, message = int(code), self._reasons[code].encode()
             try:
@@ -97,7 +97,7 @@ class Outbox:
         self._changed = asyncio.Event()
 
     def put(self, message: str, partial: bool = False) -> bool:
-        """Add a message; False, without adding it, if the queue is full. After `end` nothing is added."""
+        """Add a message; return False, without adding it, if the queue is full. After `end` nothing is added."""
         if self._ended:
             return True
         if partial:
@@ -113,7 +113,7 @@ class Outbox:
         return True
 
     def end(self, message: Optional[str] = None, clear: bool = False) -> None:
-        """Close the queue after a last message; ``clear``: drop the waiting ones."""
+        """Close the queue after a last message; with ``clear``, drop the waiting ones."""
         if self._ended:
             return
         if clear:
@@ -154,9 +154,9 @@ class Session:
 
     Args:
         server: provides limits, access rules, worker and counters.
-        request: of the handshake.
-        connection: open.
-        name: of the stream in events and logs.
+        request: request of the handshake.
+        connection: open connection.
+        name: name of the stream in events and logs.
     """
 
     def __init__(self, server: StreamingServer, request: web.Request, connection: StreamSocket, name: str):
@@ -178,7 +178,7 @@ class Session:
         self._room.set()
         self._no_more_audio = False
         self._samples = [0, 0]  # received; processed by the model
-        self._complete: Deque[float] = deque()  # when the last sample of each chunk that waits came
+        self._complete: Deque[float] = deque()  # when the last sample of each waiting chunk arrived
         self._loop = asyncio.get_running_loop()
         self._last_heard = self._loop.time()
         self._idle_timer = self._loop.call_later(self.limits.idle_seconds, self._check_idle)
@@ -198,8 +198,8 @@ class Session:
         finally:
             self.server.worker.drop(self._feed)
             ending = self.ending or self._left()  # None while the event loop is closing
-            # aiohttp's `close` drops what the client still sends, up to its close frame. If another task waited for a
-            # message it would close the socket at once: a client that still sends would not see the close frame.
+            # aiohttp's `close` drops what the client still sends, up to its close frame. While another task waits for a
+            # message, it closes the socket at once: a client that is still sending would not see the close frame.
             reading.cancel()
             await asyncio.wait([reading])
             await self.connection.close(code=ending.close_code, message=ending.reason.encode(), drain=False)
@@ -224,7 +224,7 @@ class Session:
     def fail(self, error: StreamError) -> None:
         """Send an error to the client, and end the stream."""
         message = json.dumps({"kind": "error", "code": error.code, "message": error.message, "stream": self.name})
-        # A slow reader would not reach the error behind the waiting messages.
+        # A slow reader would not reach an error that follows the waiting messages.
         self.finish(Ending(error.code, error.close_code, error.reason), message, clear=error.code == "slow_reader")
 
     async def _read(self) -> None:
@@ -290,7 +290,7 @@ class Session:
         self.server.worker.put(self._feed, work)
 
     def _deliver(self, done: Done) -> None:
-        """Handle what the model has done (`Feed.deliver`)."""
+        """Handle a result of the model (`Feed.deliver`)."""
         self._waiting -= weight(done.work)
         if not self._room.is_set():
             self._last_heard = self._loop.time()  # nothing was read before
@@ -335,7 +335,7 @@ class Session:
                 self._send(event.as_dict(), partial=event.kind == PARTIAL)
 
     def _measure(self, samples: int) -> None:
-        """Count audio that the model has processed, and the time since its chunk was complete."""
+        """Record audio that the model has processed, and the time since its chunk was complete."""
         monitor, chunk = self.server.monitor, self.server.engine.chunk_samples
         monitor.audio.labels("stream").inc(samples / SAMPLE_RATE)
         before, self._samples[1] = self._samples[1], self._samples[1] + samples
@@ -351,7 +351,7 @@ class Session:
         return json.dumps({"stream": self.name, **message}, ensure_ascii=False, allow_nan=False)
 
     def _left(self) -> Ending:
-        """The ending of a connection that the client closed, or aiohttp itself (for a message that is too large)."""
+        """The ending of a connection that was closed by the client, or by aiohttp (e.g. for too large a message)."""
         refused = self.connection.refused
         return Ending("gone") if refused is None else Ending(f"refused_{refused}", refused)
 

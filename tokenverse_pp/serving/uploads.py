@@ -25,8 +25,8 @@ from tokenverse_pp.tasks.base import TaskSet
 from tokenverse_pp.tasks.result import Transcript
 
 log = logging.getLogger(__name__)
-MOST_RECOGNIZERS = 8  # kept, each for its options: constraints, hotwords and a language model take time to build
-LONGEST_WAIT = 60  # seconds that a refused client is told to wait at most
+MOST_RECOGNIZERS = 8  # cached by their options: constraints, hotwords and a language model take time to build
+LONGEST_WAIT = 60  # most seconds that a refused client is told to wait
 
 
 class UploadError(Exception):
@@ -45,7 +45,7 @@ class UploadError(Exception):
 
 
 class Abandoned(Exception):
-    """Raised within a long recording when nobody waits for it any more."""
+    """Raised during a long recording when no client waits for it any more."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,12 @@ class UploadModel:
     """A model that transcribes whole recordings.
 
     Args:
-        name: under which clients ask for it.
+        name: name by which clients request it.
         known: the tasks of the model.
-        options: how recordings are transcribed whose request does not say otherwise.
-        recognizer_for: gives what decodes with these options (raises UserError).
+        options: how recordings are transcribed unless the request says otherwise.
+        recognizer_for: returns the recognizer for decoding options (raises UserError).
         piece_ids: vocabulary id of each piece.
-        inactive: what is done with tasks that are not asked for (`tokenverse_pp.decoding.inactive`).
+        inactive: treatment of tasks that are not requested (`tokenverse_pp.decoding.inactive`).
     """
 
     name: str
@@ -69,19 +69,19 @@ class UploadModel:
     inactive: Inactive = "suppress"
 
     def options_for(self, tasks: Tuple[str, ...]) -> TranscribeOptions:
-        """The options of a request for these tasks: without ``lid`` less those that need it."""
+        """The options of a request for these tasks; without ``lid``, options that need it are dropped."""
         o = replace(self.options, tasks=tasks)
         if "lid" in tasks or not tasks:  # none: all of them
             return o
         return replace(o, language=None, lm=None if chosen_by_language(o.lm, self.inactive) else o.lm)
 
     def decoding(self, options: TranscribeOptions) -> DecodeOptions:
-        """What a recognizer takes (raises UserError)."""
+        """Convert options for a recognizer (raises UserError)."""
         return decode_options(options, self.known)
 
 
 def build_upload_model(loaded: ModelBundle, name: str, options: TranscribeOptions) -> UploadModel:
-    """The model for uploads; the recognizers of the last `MOST_RECOGNIZERS` options are kept.
+    """Return the model for uploads, which caches the recognizers of the last `MOST_RECOGNIZERS` options.
 
     Raises:
         UserError: for options that the model cannot use.
@@ -110,8 +110,8 @@ class UploadJob:
         heard: the opened audio.
         options: how to decode it.
         is_wanted: whether somebody still waits for it; called in the model's thread.
-        on_text: called on the event loop with the text so far, of which the rest of the recording changes nothing.
-        done: its transcript, or an `UploadError`.
+        on_text: called on the event loop with the text so far that the rest of the recording does not change.
+        done: future of its transcript, or of an `UploadError`.
     """
 
     heard: Heard
@@ -122,33 +122,33 @@ class UploadJob:
 
     @property
     def seconds(self) -> float:
-        """Of its audio."""
+        """Duration of its audio."""
         return float(self.heard.cut.duration)
 
     @property
     def is_long(self) -> bool:
-        """Whether it is decoded in windows, alone."""
+        """Whether it is decoded in windows, outside of batches."""
         return self.seconds > self.options.window
 
 
 class Uploads:
     """All uploads of a server. Its methods are called on the event loop and do not wait for the model.
 
-    Uploads are decoded in a thread of their own, so that streams do not wait for them: torch runs both at once, at
-    half the speed each where there is one core. Short recordings with the same options make a batch.
+    Uploads are decoded in a separate thread, so that streams do not wait for them: torch runs both at once, on a
+    single core at half the speed each. Short recordings with the same options are decoded as a batch.
 
     Args:
-        model: None: nothing can be uploaded.
-        limits: of the server.
+        model: the model; None if nothing can be uploaded.
+        limits: limits of the server.
 
     Attributes:
-        entered: uploads that are received, wait or are decoded.
+        entered: number of uploads that are received, wait or are decoded.
     """
 
     def __init__(self, model: Optional[UploadModel], limits: Limits):
         self.model, self.limits = model, limits
         self.entered = 0
-        self._seconds_each = 1.0  # that an upload occupied the model lately
+        self._seconds_each = 1.0  # running mean of the seconds that an upload occupies the model
         self._changed = threading.Condition()
         self._jobs: Deque[UploadJob] = deque()
         self._stopping = False
@@ -167,7 +167,7 @@ class Uploads:
         return self._thread is None or self._thread.is_alive()
 
     async def stop(self) -> None:
-        """Fail what waits, give up what is decoded, and end the threads."""
+        """Fail waiting uploads, abandon those being decoded, and end the threads."""
         with self._changed:
             self._stopping = True
             waiting, self._jobs = list(self._jobs), deque()
@@ -185,7 +185,7 @@ class Uploads:
 
     @contextmanager
     def entry(self) -> Iterator[None]:
-        """Count one upload in, before its body is read, and out at the end (raises UploadError at the limit)."""
+        """Count an upload from before its body is read until its end (raises UploadError at the limit)."""
         if self._stopping:
             raise _closing()
         if self.entered >= self.limits.uploads:
@@ -205,7 +205,7 @@ class Uploads:
         is_wanted: Callable[[], bool],
         on_text: Optional[Callable[[str], None]] = None,
     ) -> UploadJob:
-        """Open a file and put it in the queue; ``name``: of the file, for messages (raises UploadError)."""
+        """Open a file and put it in the queue; ``name`` is its name in messages (raises UploadError)."""
         try:
             heard = await self._loop.run_in_executor(self._opening, open_audio, data, None, name)
         except UserError as error:
@@ -236,11 +236,11 @@ class Uploads:
             began = time.monotonic()
             self._decode(batch)
             each = (time.monotonic() - began) / len(batch)
-            del batch  # the audio, while this waits for the next upload
+            del batch  # frees the audio while this waits for the next upload
             self._seconds_each += 0.2 * (each - self._seconds_each)
 
     def _take(self) -> List[UploadJob]:
-        """The next job; with a short one, other short ones of the same options that wait, up to a batch."""
+        """Take the next job; if it is short, also other waiting short jobs with the same options, up to a batch."""
         first = self._jobs.popleft()
         batch, seconds = [first], first.seconds
         if first.is_long:
@@ -255,7 +255,7 @@ class Uploads:
         return batch
 
     def _decode(self, batch: Sequence[UploadJob]) -> None:
-        """Decode jobs of the same options, and finish them all."""
+        """Decode jobs with the same options, and finish them all."""
         assert self.model is not None
         left = deque(job for job in batch if self._is_wanted(job))
         if not left:
@@ -281,7 +281,7 @@ class Uploads:
         except Abandoned:
             self._finish(left.popleft(), _closing())
         except Exception as error:
-            if len(left) > 1:  # one of them, or all together were too much
+            if len(left) > 1:  # one of them failed, or all together were too much
                 for job in left:
                     self._decode([job])
                 return
@@ -289,7 +289,7 @@ class Uploads:
             self._finish(left[0], UploadError("internal", "the model failed; the server's log says more"))
 
     def _is_wanted(self, job: UploadJob) -> bool:
-        """Whether to go on with a job; one that nobody waits for is finished here."""
+        """Whether to continue with a job; finishes a job that nobody waits for."""
         if not self._stopping and job.is_wanted():
             return True
         self._finish(job, _closing())
@@ -313,7 +313,7 @@ def _set(done: asyncio.Future, result: Any) -> None:
         return
     if isinstance(result, Exception):
         done.set_exception(result)
-        done.exception()  # where nobody waits for it any more
+        done.exception()  # no warning if nobody waits for it any more
     else:
         done.set_result(result)
 

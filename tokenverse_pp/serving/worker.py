@@ -1,4 +1,4 @@
-"""The model behind a server: `Worker` runs it in one thread, with a chunk of every stream that has one in a batch."""
+"""The model of a server: `Worker` runs it in one thread, in batches of one chunk of each stream that has one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tokenverse_pp.serving.protocol import NEVER_IN_CHUNKS, Control, End, SetTas
 log = logging.getLogger(__name__)
 Work = Union[Control, np.ndarray]  # audio is (S,) float32
 FLOAT = 4  # bytes
-CONTROL_SECONDS = 0.5  # a control message counts as so much audio, so that they cannot pile up either
+CONTROL_SECONDS = 0.5  # a control message counts as this much audio, so that they cannot pile up either
 
 
 def weight(work: Work) -> float:
@@ -53,14 +53,14 @@ class Engine:
     """A model that transcribes streams.
 
     Args:
-        transcribers: by whether they reset at endpoints, of the same model; without the task endp only the one that
-            does not.
+        transcribers: transcribers of the same model, by whether they reset at endpoints; without the task endp only
+            the one that does not.
         tasks: names of the tasks that are offered.
         chunk_samples: samples of a chunk.
-        search: how streams are searched that do not say otherwise.
-        trained_in_chunks: whether the model was (`tokenverse_pp.decoding.streaming.transcriber`).
-        endpoint_thresholds: of the model's calibration, if they hold for these chunks.
-        inactive: what is done with tasks that are not asked for (`tokenverse_pp.decoding.inactive`).
+        search: default search options of streams.
+        trained_in_chunks: whether the model was trained in chunks (`tokenverse_pp.decoding.streaming.transcriber`).
+        endpoint_thresholds: thresholds of the model's calibration, if they hold for these chunks.
+        inactive: treatment of tasks that are not requested (`tokenverse_pp.decoding.inactive`).
     """
 
     transcribers: Mapping[bool, StreamingTranscriber]
@@ -72,15 +72,15 @@ class Engine:
     inactive: Inactive = "suppress"
 
     def search_for(self, tasks: Optional[Sequence[str]]) -> SearchOptions:
-        """How a stream of these tasks is searched that does not say otherwise; None for all that are offered."""
+        """The default search options of a stream with these tasks; None for all that are offered."""
         return search_for(self.tasks if tasks is None else tasks, self.search, self.inactive)
 
 
 def build_engine(loaded: ModelBundle, options: StreamingOptions) -> Engine:
-    """An engine with a transcriber with reset at endpoints and one without; each stream chooses.
+    """Build an engine with one transcriber that resets at endpoints and one that does not; each stream chooses.
 
     Raises:
-        UserError: for options that the model cannot be streamed with.
+        UserError: if the model cannot be streamed with these options.
     """
     chunked = trained_in_chunks(loaded)
     if not chunked:
@@ -100,16 +100,16 @@ class Feed:
     """The queue of one stream: audio and control messages, in order. `Worker` guards it with its lock.
 
     Args:
-        name: of the stream.
-        chunk_samples: audio is taken in pieces that end where the model's chunks end, so that no stream waits for
-            audio of another chunk.
-        deliver: called on the event loop with what the model has done.
+        name: name of the stream.
+        chunk_samples: samples of a chunk. Audio is taken in pieces that end where chunks end, so that no stream waits
+            for audio of another chunk.
+        deliver: called on the event loop with each result.
     """
 
     def __init__(self, name: str, chunk_samples: int, deliver: Callable[[Done], None]):
         self.name = name
         self.deliver = deliver
-        self.transcriber: Any = None  # used by the worker's thread only, as is its stream
+        self.transcriber: Any = None  # like `stream`, used by the worker's thread only
         self.stream: Any = None
         self._chunk = chunk_samples
         self._heard = 0  # samples taken
@@ -154,14 +154,14 @@ class Feed:
 
 
 class Worker:
-    """Runs an engine for any number of feeds, in a thread of its own.
+    """Runs an engine for any number of feeds, in a separate thread.
 
     The methods are called on the event loop and do not wait for the model; results are delivered on the event loop
     too, by ``Feed.deliver``.
 
     Args:
         engine: the model.
-        batch: streams that run through it together.
+        batch: most streams that it processes together.
     """
 
     def __init__(self, engine: Engine, batch: int):
@@ -261,7 +261,7 @@ class Worker:
         return Done(work)
 
     def _hear(self, pieces: List[Tuple[Feed, np.ndarray]]) -> List[Tuple[Feed, Done]]:
-        """Audio of several streams of one transcriber."""
+        """Process audio of several streams of one transcriber."""
         transcriber = pieces[0][0].transcriber
         try:
             results = transcriber.push_many([(feed.stream, samples) for feed, samples in pieces])
