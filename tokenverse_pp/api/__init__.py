@@ -1,5 +1,5 @@
-"""The model for whoever uses it: load, transcribe, save (docs/api.md).
+"""The Python API of a model: load, transcribe, save (docs/api.md).
 
-`model.TokenVerse` is the model, `transcript.Transcript` what it hears, `formats` what a transcript is written as.
-`transcript` and `formats` import neither torch nor lhotse.
+`model.TokenVerse` is the model, `tasks.result.Transcript` its output; `formats` writes it. Importing the last two loads
+neither torch nor lhotse.
 """

@@ -35,19 +35,19 @@ ABOUT_DEFAULT = (
     f"{DEFAULT}: an example model (cs, en, es, fr, it, nl, ru; four words in ten are wrong, with word lists three); "
     "--model names another"
 )
-WHISPER_BASE = "whisper-base"  # the last part of an encoder's name that stands for Whisper-base's
-ENCODER_FOLDER = "encoder"  # of a model folder that holds its own
+WHISPER_BASE = "whisper-base"  # an encoder's name that ends in this stands for Whisper-base's
+ENCODER_FOLDER = "encoder"  # in a model folder that contains its encoder
 CARD = "README.md"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def locate_model(model: PathLike, revision: Optional[str] = None) -> Path:
-    """The folder of a model.
+    """Return the folder of a model.
 
     Args:
         model: a folder (of a model, a checkpoint or an experiment) or its URL in object storage, the name of a model
             that is part of the package, or the id of one on the Hugging Face hub.
-        revision: on the hub: branch, tag or commit.
+        revision: branch, tag or commit on the hub.
 
     Raises:
         UserError: if there is no such model, or the hub cannot be reached.
@@ -72,19 +72,19 @@ def locate_model(model: PathLike, revision: Optional[str] = None) -> Path:
 
 
 def place_of(model: PathLike, folder: Path) -> Path:
-    """Where to write what is to belong to a model: its ``folder`` (`locate_model`), or the URL that it is a copy of."""
+    """Return where to write files of a model: its ``folder`` (`locate_model`), or the URL that it is a copy of."""
     url = url_of(model)
     return folder if url is None else Path(_model_at(url)[0])
 
 
 def _fetch_model(url: str) -> Path:
-    """A model folder in object storage, in the cache."""
+    """Fetch a model folder from object storage into the cache."""
     holder, own = _model_at(url)
     return find_model(fetch_folder(holder, own))
 
 
 def _model_at(url: str) -> Tuple[str, Dict[str, Any]]:
-    """URL and objects of a model folder; of an experiment its final model or latest whole checkpoint."""
+    """Return URL and objects of a model folder; in an experiment, the final model or latest complete checkpoint."""
     there = list_folder(url)
     found = (name.rpartition("/") for name in there if name.rpartition("/")[2] == WEIGHTS)
     folders = {holder for holder, _, _ in found if f"{holder}/{CHECKSUMS}".lstrip("/") in there or not holder}
@@ -99,7 +99,7 @@ def _model_at(url: str) -> Tuple[str, Dict[str, Any]]:
 
 
 def _download(repository: str, revision: Optional[str]) -> Path:
-    """A model from the hub, or from its local cache if the hub cannot be reached."""
+    """Return a model from the hub, or from its local cache if the hub cannot be reached."""
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -121,11 +121,11 @@ def _download(repository: str, revision: Optional[str]) -> Path:
 
 
 def locate_encoder(name: str, folder: Path, given: Optional[PathLike] = None) -> str:
-    """The folder (or hub name) of a model's pretrained encoder.
+    """Return the folder (or hub name) of a model's pretrained encoder.
 
-    It is ``given``, else the folder of its name in the model's folder, then in the working directory. Otherwise
-    Whisper-base is built once from the packages of the extra ``human-speech``, in `cache_folder` (openai/whisper-base
-    only where the hub cannot be reached).
+    This is ``given``, else the folder with the encoder's name in the model's folder, then in the working directory.
+    Otherwise Whisper-base is built once from the packages of the extra ``human-speech``, in `cache_folder`
+    (openai/whisper-base only if the hub cannot be reached).
 
     Args:
         name: the encoder's name in the model's configuration.
@@ -150,15 +150,15 @@ def locate_encoder(name: str, folder: Path, given: Optional[PathLike] = None) ->
 
 
 def keep_encoder(name: str, folder: Path, target: Path) -> str:
-    """The folder of an encoder that stays: one inside a model folder in the cache is copied to ``target``.
+    """Return a permanent folder of an encoder: one in a model folder in the cache is copied to ``target``.
 
     Args:
-        name: of the encoder (`locate_encoder`).
+        name: name of the encoder (`locate_encoder`).
         folder: of the model.
-        target: of the copy; if it is there already, it is taken.
+        target: folder of the copy; if it exists already, it is used.
 
     Raises:
-        UserError: it cannot be written, or holds another encoder.
+        UserError: ``target`` cannot be written, or holds another encoder.
     """
     if folder not in Path(name).parents or cache_folder() / "objects" not in folder.parents:
         return name
@@ -203,8 +203,8 @@ def save_model(
 ) -> None:
     """Write a model folder.
 
-    If the model's weights hold all of the encoder's, only config.json of its folder is needed, and is always copied.
-    The folder of an encoder that is frozen, if only in part (``kind: split``), is copied with ``include_encoder``;
+    If the model's weights include all of the encoder's, only config.json of its folder is needed, and is always copied.
+    The folder of an encoder that is frozen, even in part (``kind: split``), is copied with ``include_encoder``;
     otherwise the model names it.
 
     Args:
@@ -217,7 +217,7 @@ def save_model(
 
     Raises:
         UserError: if the folder contains anything else, the encoder has no folder, or the model cannot be written.
-            Existing files are kept then.
+            Existing files are then kept.
     """
     _check_target(folder)
     config = loaded.config
@@ -245,7 +245,7 @@ def save_model(
 
 
 def save_with_biases(loaded: ModelBundle, folder: Path, search: SearchOptions) -> None:
-    """Write a copy of a model's folder with ``search.token_bias`` in its joiner, so that it needs no option.
+    """Write a copy of a model's folder with ``search.token_bias`` in its joiner, so that decoding needs no option.
 
     The calibration is left out: it was fitted to other scores.
 
@@ -255,7 +255,7 @@ def save_with_biases(loaded: ModelBundle, folder: Path, search: SearchOptions) -
         search: its other options are not stored.
 
     Raises:
-        UserError: the model has no folder, the target contains anything, or cannot be written.
+        UserError: the model has no folder, or the target is not empty or cannot be written.
     """
     if loaded.folder is None:
         raise UserError(f"{folder}: the model has no folder that could be copied")
@@ -280,16 +280,16 @@ def _write_model(
     encoder_folder: Optional[Path],
     skip: Sequence[str] = (),
 ) -> None:
-    """Write a model folder completely or not at all; one that is there is replaced.
+    """Write a model folder completely or not at all; an existing one is replaced.
 
     Args:
         loaded: the model that is written; links in its own encoder folder are refused.
-        folder: where to.
+        folder: target folder.
         weights, texts: tensors and files by name.
-        encoder_folder: is copied too, without the files that match ``skip``.
+        encoder_folder: copied as well, without the files that match ``skip``.
 
     Raises:
-        UserError: it cannot be written. Existing files are kept then.
+        UserError: it cannot be written. Existing files are then kept.
     """
     stage = temporary_folder(folder)
     try:
@@ -319,7 +319,7 @@ def _check_target(folder: Path) -> None:
 
 
 def _only_files(patterns: Sequence[str]) -> Any:
-    """For `shutil.copytree`: ignore these patterns, folders and hidden files."""
+    """Return a filter for `shutil.copytree` that ignores these patterns, folders and hidden files."""
     named = shutil.ignore_patterns(".*", *patterns)
 
     def ignored(where: str, names: Iterable[str]) -> set:
@@ -344,7 +344,7 @@ def _config_text(config: Config, encoder: str, is_whole: bool) -> bytes:
 
 
 def model_card(loaded: ModelBundle, encoder: str, own_encoder: bool) -> str:
-    """README.md of a model folder."""
+    """Return README.md of a model folder."""
     languages = getattr(loaded.tasks["lid"], "languages", ()) if "lid" in loaded.tasks else ()
     size = sum(value.numel() for value in loaded.model.checkpoint_state().values())
     where = "in `encoder/`" if own_encoder else f"`{encoder}`, which is not in this folder"
@@ -352,7 +352,7 @@ def model_card(loaded: ModelBundle, encoder: str, own_encoder: bool) -> str:
         "---",
         "library_name: tokenverse_pp",
         "pipeline_tag: automatic-speech-recognition",
-        # YAML takes Norwegian, no, for false, unless it is quoted.
+        # YAML reads Norwegian, no, as false, unless it is quoted.
         *([yaml.safe_dump({"language": list(languages)}).rstrip()] if languages else []),
         "---",
         "",

@@ -48,8 +48,8 @@ class TokenVerse:
     True
 
     Args:
-        loaded: what `tokenverse_pp.models.bundle.load_model` gives.
-        encoder_name: the encoder's name in the model's configuration, where it was found elsewhere.
+        loaded: the result of `tokenverse_pp.models.bundle.load_model`.
+        encoder_name: the encoder's name in the model's configuration, if it was found elsewhere.
         precision: default precision of `transcribe`.
     """
 
@@ -79,14 +79,14 @@ be reached (nor is a model of that name in its local cache)
         Args:
             model: a folder (of a model, a checkpoint or an experiment), the name of a model that is part of the
                 package (``human-speech``), or the id of one on the Hugging Face hub.
-            encoder: the folder of its pretrained encoder, where the model does not hold it and it lies neither in the
-                model's folder nor in the working directory under its name. Whisper-base is made of the packages of
-                the extra ``human-speech`` when it is first needed (docs/api.md).
+            encoder: the folder of its pretrained encoder, if the model does not contain it and it is neither in the
+                model's folder nor in the working directory under its name. Whisper-base is built from the packages of
+                the extra ``human-speech`` on first use (docs/api.md).
             device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``, ..
-            precision: of the encoder: ``fp32``, ``bf16`` or ``fp16``.
-            revision: on the hub: branch, tag or commit.
-            plugins: Python files (or modules) with tasks of your own that the model has. They are run.
-            trust_plugins: run the files of tasks that the model itself names: code of its author (docs/security.md).
+            precision: precision of the encoder: ``fp32``, ``bf16`` or ``fp16``.
+            revision: branch, tag or commit on the hub.
+            plugins: Python files (or modules) with your own tasks that the model has. They are run.
+            trust_plugins: run the task files that the model itself names: code of its author (docs/security.md).
 
         Raises:
             UserError: in one line: no such model, a task whose code is not run, a damaged file, a vocabulary or weights
@@ -179,11 +179,11 @@ ner, lid
             language: the spoken language, if it is known.
             hotwords: phrases to prefer.
             sample_rate: of samples that come without one; None for 16 kHz.
-            method: of the search.
-            beam: hypotheses kept.
+            method: search method.
+            beam: number of hypotheses kept.
             search: all options of the search.
-            batch_seconds: of audio in a batch.
-            inactive: how other tasks are kept out, ``suppress`` or ``strip``: see `TranscribeOptions`.
+            batch_seconds: seconds of audio in a batch.
+            inactive: how other tasks are handled, ``suppress`` or ``strip``: see `TranscribeOptions`.
             progress: show progress bars on stderr: recordings, and windows of a long one.
 
         Returns:
@@ -215,7 +215,7 @@ ner, lid
 
         Args:
             audios: as for `transcribe`, or already opened (`inputs.open_audio`).
-            options: of the transcription.
+            options: options of the transcription.
             sample_rate: of samples that come without one; None for 16 kHz.
             progress: show progress bars on stderr: recordings, and windows of a long one.
 
@@ -252,8 +252,8 @@ ner, lid
         Args:
             folder: a new or empty folder, or a model folder, which is replaced. It is written completely or not at
                 all.
-            include_encoder: also copy the folder of an encoder that is frozen, if only in part (``kind: split``), so
-                that nothing else is needed. An encoder that is trained as a whole is always included.
+            include_encoder: also copy the folder of an encoder that is frozen, even in part (``kind: split``), so that
+                nothing else is needed. An encoder that is trained as a whole is always included.
             half: write the weights in float16.
 
         Raises:
@@ -295,12 +295,12 @@ ner, lid
 def load_named(
     model: PathLike, encoder: Optional[PathLike] = None, trust_plugins: bool = False, revision: Optional[str] = None
 ) -> Tuple[ModelBundle, str]:
-    """Load a model on the CPU, and the name of its encoder; arguments, errors: `TokenVerse.from_pretrained`."""
+    """Load a model on the CPU; return it and its encoder's name. See `TokenVerse.from_pretrained`."""
     folder = locate_model(model, revision)
     name = read_config(folder).model.encoder.name
     found = locate_encoder(name, folder, encoder)
     try:
-        with torch.random.fork_rng(devices=[]):  # a model is built from a seed
+        with torch.random.fork_rng(devices=[]):  # building a model sets the seed
             return load_model(folder, found, trust_plugins, foreign=not encoder), name
     except UserError as error:
         if not str(error).startswith("encoder.name"):
@@ -310,12 +310,12 @@ def load_named(
 
 @dataclass(frozen=True)
 class RecognizerJob:
-    """Loads a recognizer in the workers of a cluster, and computes its shards; what a `ShardEngine` starts.
+    """Loads a recognizer in a worker of a cluster, and computes shards with it; the ``start`` of a `ShardEngine`.
 
     Attributes:
         compute: called with the recognizer and a shard; its result is plain JSON.
-        digest: of model and options where the command runs (`run_digest`).
-        threads: of the CPU; other numbers may round differently.
+        digest: digest of model and options on the machine of the command (`run_digest`).
+        threads: CPU threads; other numbers may round differently.
     """
 
     compute: Callable[[Recognizer, Any], Dict[str, Any]]
@@ -331,7 +331,7 @@ class RecognizerJob:
     host: str = field(default_factory=socket.gethostname)
 
     def __call__(self) -> Callable[[Any], Dict[str, Any]]:
-        """Load the model; return what computes a shard (raises UserError, also where the model is another)."""
+        """Load the model; return the function that computes a shard (raises UserError, also if the model differs)."""
         torch.set_num_threads(self.threads)
         where = device_of(self.device)
         load_plugins(self.plugins)
@@ -350,7 +350,7 @@ class RecognizerJob:
 
 
 def device_of(name: str) -> torch.device:
-    """The device of a name, or with ``auto`` the GPU if there is one (raises UserError)."""
+    """Return the device of a name, or with ``auto`` the GPU if there is one (raises UserError)."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -1,4 +1,4 @@
-"""Transcribe recordings in batches, in their order; a recording that cannot be decoded does not stop the others."""
+"""Transcribe recordings in batches, in order; a recording that cannot be decoded does not stop the others."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tokenverse_pp.tasks.result import Transcript, Word
 
 
 def decode_options(options: TranscribeOptions, known: TaskSet) -> DecodeOptions:
-    """What the decoder of a model with these tasks takes (raises UserError)."""
+    """Return the decoder's options for a model with these tasks (raises UserError)."""
     names = _tuple(options.tasks)
     for name in names:
         if name not in known:
@@ -46,7 +46,7 @@ def decode_options(options: TranscribeOptions, known: TaskSet) -> DecodeOptions:
 
 
 def search_options(options: TranscribeOptions, has_language: bool) -> SearchOptions:
-    """The options of the search; ``has_language``: whether the task lid is decoded (raises UserError)."""
+    """Return the options of the search; ``has_language``: whether the task lid is decoded (raises UserError)."""
     search = options.search if options.search is not None else SearchOptions()
     changes: Dict[str, Any] = {} if options.lm is None else {"lm": str(options.lm)}
     changes.update({name: x for name in ("method", "beam") if (x := getattr(options, name)) is not None})
@@ -68,20 +68,20 @@ def _tuple(names: Optional[Names]) -> Tuple[str, ...]:
 
 Item = Union[Heard, Refused]
 Result = Union[Transcript, Refused]
-BATCHES_AHEAD = 4  # so many batches' worth of audio is looked at before the first of it is decoded
+BATCHES_AHEAD = 4  # batches of audio that are read before the first one is decoded
 MOST_AHEAD = 256  # recordings
 log = logging.getLogger(__name__)
 
 
 class ProgressBars:
-    """Bars on stderr: one counts the recordings, another one the windows of a long one while it is decoded."""
+    """Bars on stderr: one counts the recordings, another the windows of a long recording during decoding."""
 
     def __init__(self) -> None:
         self.files = tqdm(unit=" files", desc="transcribing", leave=False)
         self.windows: Optional[tqdm] = None
 
     def on_windows(self, label: str, done: int, total: int) -> None:
-        """Of the recording ``label`` so many windows are done."""
+        """Show that ``done`` of ``total`` windows of the recording ``label`` are decoded."""
         if done == 0 or self.windows is None:
             self.close_windows()
             self.windows = tqdm(total=total, unit=" windows", desc=printable(Path(label).name), leave=False)
@@ -96,7 +96,7 @@ class ProgressBars:
             self.windows = None
 
     def over(self, results: Iterable[Result]) -> Iterator[Result]:
-        """The results, which are counted."""
+        """Yield the results and count them."""
         try:
             for result in results:
                 self.files.update()
@@ -112,21 +112,21 @@ def transcribe_in_order(
     on_windows: Optional[Callable[[str, int, int], None]] = None,
     on_settled: Optional[Callable[[str, Transcript], None]] = None,
 ) -> Iterator[Result]:
-    """One result per item, in order; only a few batches of items are read ahead.
+    """Yield one result per item, in order; only a few batches of items are read ahead.
 
     Args:
         decoder: the model with its options.
         items: recordings, and inputs that could not be opened, which are passed through.
-        on_windows: called while a long recording is decoded, with its label, its windows that are done, and all of
-            them.
-        on_settled: called then with its label and its transcript so far (`Recognizer.on_settled`).
+        on_windows: called while a long recording is decoded, with its label and the numbers of finished and of all
+            windows.
+        on_settled: called then with the label and the transcript so far (`Recognizer.on_settled`).
     """
     for group in grouped(items, decoder.options):
         yield from _decode(decoder, group, on_windows, on_settled)
 
 
 def grouped(items: Iterable[Item], options: DecodeOptions) -> Iterator[List[Item]]:
-    """Items in the groups whose batches are planned together; they depend on nothing but items and options."""
+    """Yield groups of items whose batches are planned together; they depend only on items and options."""
     waiting: List[Item] = []
     seconds = 0.0
     for item in items:
@@ -147,16 +147,16 @@ def transcribe_by_cluster(
     parts: Optional[Parts],
     uses_gpu: bool = True,
 ) -> Iterator[Result]:
-    """`transcribe_in_order` by the workers of the current engine; its groups are their shards.
+    """Run `transcribe_in_order` on the workers of the current engine; its groups are their shards.
 
     Args:
         start: loads the model, and returns `group_line` of its recognizer.
-        items: as there.
-        digest: of model and options.
-        parts: where the results of groups are kept.
+        items: as for `transcribe_in_order`.
+        digest: digest of model and options.
+        parts: stores the results of groups.
         uses_gpu: whether a worker can use a GPU.
     """
-    # Without parts a key is only told, and audio in memory need not be read for it.
+    # Without parts a key is only used in messages, and audio in memory need not be read for it.
     key: Callable[[List[Item]], str] = partial(group_digest, digest) if parts is not None else _named
     shards = ((key(group), group) for group in grouped(items, options))
     for line in current_engine().run(start, shards, parts, torch.get_num_threads(), uses_gpu):
@@ -166,7 +166,7 @@ def transcribe_by_cluster(
 
 
 def group_digest(run: str, group: Sequence[Item]) -> str:
-    """A digest of a group: `batch_digest`, and the names of its items."""
+    """Return a digest of a group: of `batch_digest` and the names of its items."""
     digest = batch_digest(run, [item.cut for item in group if isinstance(item, Heard)], False)
     names = [dataclasses.astuple(item)[:2] if isinstance(item, Refused) else (item.label, item.name) for item in group]
     return hashlib.sha256(json.dumps([digest, names]).encode()).hexdigest()
@@ -177,13 +177,13 @@ def _named(group: Sequence[Item]) -> str:
 
 
 def group_line(decoder: Recognizer, group: List[Item]) -> Dict[str, Any]:
-    """The results of a group as plain JSON."""
+    """Return the results of a group as plain JSON."""
     found = _decode(decoder, group, None, None)
     return {"results": [{"refused": vars(item)} if isinstance(item, Refused) else _line_of(item) for item in found]}
 
 
 def _line_of(transcript: Transcript) -> Dict[str, Any]:
-    """A transcript as plain JSON, with what `Transcript.to_dict` leaves out and formats need."""
+    """Return a transcript as plain JSON, with fields that `Transcript.to_dict` omits and formats need."""
     search = {name: getattr(transcript, name) for name in ("tokens", "times", "score")}
     written = [word.to_dict(raw=True) for word in transcript.written]
     return {**transcript.to_dict(), "search": {**search, "written": written}}
@@ -209,7 +209,7 @@ def _decode(
 ) -> Iterator[Result]:
     """The results of some items, in order."""
     heard = {str(number): item for number, item in enumerate(items) if isinstance(item, Heard)}
-    # A recognizer may be kept for the next recordings, of another caller.
+    # The recognizer may serve recordings of another caller next.
     told, settled = on_windows or (lambda label, done, total: None), on_settled
     decoder.on_windows = lambda cut, done, total: told(heard[cut.id].label, done, total)
     decoder.on_settled = None if settled is None else lambda cut, so_far: settled(heard[cut.id].label, so_far)
@@ -226,7 +226,7 @@ def _decode(
             for failure in done.failures:
                 item = heard[failure["id"]]
                 results[failure["id"]] = Refused(item.label, _reason(item.label, failure))
-    finally:  # or it would keep the audio until the next recordings come
+    finally:  # or it would keep the audio until the next call
         decoder.on_windows, decoder.on_settled = untold, None
     for number in range(len(items)):
         yield results[str(number)]

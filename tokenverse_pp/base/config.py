@@ -23,13 +23,13 @@ def share(default: float) -> Any:
     return between(0, 1, default)
 
 
-MOST_RANK = 4096  # of LoRA: no matrix of a speech encoder has a larger one
+MOST_RANK = 4096  # of LoRA: no matrix of a speech encoder has a higher rank
 MOST_PREDICTOR_LAYERS = 16  # published predictors have two
 
 
 @dataclass
 class EncoderConfig:
-    """Which pretrained encoder to use, and how its two halves are made."""
+    """Which pretrained encoder to use, and how its two halves are built."""
 
     name: str = ""
     """Hub name or folder of a model of transformers: wav2vec2 (XLSR, XLS-R, MMS), HuBERT, WavLM, UniSpeech, data2vec,
@@ -202,7 +202,7 @@ SAMPLE_RATE = 16000
 class AugmentConfig:
     """Changes of the audio of training cuts, drawn anew in each epoch; all off by default.
 
-    They are made in the order of these options. Validation hears the audio as it is.
+    They are applied in the order of these options. Validation uses unchanged audio.
     """
 
     speed: List[float] = field(default_factory=list)
@@ -213,14 +213,14 @@ class AugmentConfig:
     room_prob: float = share(0.3)
     """Share of the cuts that are put into a room, with data.augment.rooms."""
     noise: List[str] = field(default_factory=list)
-    """Noise to draw from: files of cuts at 16 kHz, or the word generated for white, pink and brown noise. What is
-    shorter than the speech sounds once, somewhere. Empty: none."""
+    """Noise to draw from: files of cuts at 16 kHz, or the word generated for white, pink and brown noise. Noise shorter
+    than the speech is added once, at a random place. Empty: none."""
     noise_prob: float = share(0.5)
     """Share of the cuts that noise is added to, with data.augment.noise."""
     noise_snr: List[float] = field(default_factory=lambda: [5.0, 25.0])
     """Lowest and highest ratio of speech to noise in dB."""
     telephone_prob: float = share(0.0)
-    """Share of the cuts that lose all above 4 kHz, as on a telephone."""
+    """Share of the cuts that lose all frequencies above 4 kHz, as on a telephone."""
     volume_db: List[float] = field(default_factory=list)
     """Lowest and highest gain in dB, for example [-12, 3]. Empty: none."""
 
@@ -240,7 +240,7 @@ class DataConfig:
     """Cuts to validate on: files or folders as in data.train."""
     stored_features: Optional[bool] = None
     """Train on features of the frozen encoder that the cuts carry (see `tokenverse-pp manifest store-features`). null:
-    if the cuts of data.train and data.valid carry those of this encoder, and data.augment is off."""
+    true if the cuts of data.train and data.valid carry those of this encoder, and data.augment is off."""
     max_duration: float = at_least(0.1, 120.0)
     """Seconds of audio in a batch, per rank."""
     max_cuts: Optional[int] = at_least(1, None)
@@ -263,28 +263,27 @@ class DataConfig:
     round_cuts: int = at_least(1, 50000)
     """An epoch is drawn in rounds of this many cuts; a resumed run draws one round again. With data.rank_parts the
     ranks share them: set about 20,000 times the number of ranks. Set it for the whole run: resumed with another value,
-    it goes on at the beginning of a round, and repeats cuts."""
+    it continues at the start of a round, and repeats cuts."""
     rank_parts: bool = False
-    """Each rank reads a part of its own of each round, and draws its batches from it; for 32 ranks and more. Without it
-    each rank reads and draws the batches of all, which takes longer than a step from 33 GPUs with 240 s a batch on, 67
-    with 120 s (docs/scaling.md). Needs an index (`tokenverse-pp manifest index`) or Shar folders to start a part
-    quickly. Batches are other ones than without: set it for the whole run."""
+    """Each rank reads its own part of each round, and draws its batches from it; for 32 ranks and more. Without it each
+    rank reads and draws the batches of all ranks, which takes longer than a step from 33 GPUs on with 240 s a batch,
+    from 67 on with 120 s (docs/scaling.md). Needs an index (`tokenverse-pp manifest index`) or Shar folders to start a
+    part quickly. It changes the batches: set it for the whole run."""
     num_workers: int = at_least(0, 1)
     """Processes that load batches; 0: load in the training process."""
     min_seconds: float = at_least(0, 0.1)
     """Cuts shorter than this are left out, with a message that names them."""
     max_seconds: float = 30.0
-    """Cuts longer than this are left out, with a message that names them; so are those longer than the encoder takes
+    """Cuts longer than this are left out, with a message that names them; so are those longer than the encoder accepts
     (Whisper: 30 s)."""
     max_tokens: Optional[int] = at_least(1, None)
     """Cuts whose target is longer than this, with the tokens of all their tasks, are left out; null: no limit."""
     max_unk_share: float = share(0.01)
-    """Largest share of target tokens that may be <unk>, because the vocabulary lacks their characters; above it the run
-    stops. Checked before the first step (on the first 10,000 cuts) and after each round."""
+    """Largest share of target tokens that may be <unk>, because their characters are not in the vocabulary; above it
+    the run stops. Checked before the first step (on the first 10,000 cuts) and after each round."""
     validate: bool = True
     """Check the labels of all cuts, and the audio of data.validate_audio of them, before training starts. The ranks
-    share this work. A run that is resumed does not check the labels of data.train, whose content must be the same,
-    again."""
+    share this work. A resumed run does not check the labels of data.train again, whose content must be the same."""
     validate_audio: Optional[int] = at_least(0, 20000)
     """Cuts of each file whose audio files (or stored features) are looked up by data.validate, evenly spread over the
     file; null: all. `tokenverse-pp manifest validate --audio` decodes all of them."""
@@ -335,8 +334,9 @@ class TokenizerConfig:
     vocab_size: int = at_least(3, 500)
     """Size of the vocabulary when a tokenizer is trained."""
     sentences: Optional[int] = at_least(1, None)
-    """Cuts whose texts a tokenizer is trained on, as many of each file of data.train as training draws (data.weights),
-    spread over the file; those of a small file are repeated. null: all texts, each once, whatever the weights."""
+    """Cuts whose texts a tokenizer is trained on, from each file of data.train in the proportion in which training
+    draws them (data.weights), spread over the file; those of a small file are repeated. null: all texts, each once,
+    regardless of the weights."""
 
 
 @dataclass
@@ -354,13 +354,13 @@ class VectorsConfig:
     paper's form): a times the vector, so an inactive task adds nothing. centred: 2 a - 1 times the vector, so an
     inactive task subtracts it."""
     scale: float = 1.0
-    """Factor on the task vectors, in training and decoding alike; the weights that are saved are without it. It
-    multiplies the effect of optim.vector_lr."""
+    """Factor on the task vectors, in training and decoding; the saved weights do not include it. It multiplies the
+    effect of optim.vector_lr."""
     masked: Optional[bool] = None
     """placement features or both: true: the task vector is added before SpecAugment, whose masks cover it too. false:
-    it is added after SpecAugment, as in releases without this option; a masked frame then holds nothing but the vector,
-    and the model learns to read the active tasks from such frames, which decoding does not have. null: true, or in a
-    run that continues from a model (training.resume, training.init_from), as that model was trained."""
+    it is added after SpecAugment, as in releases without this option; a masked frame then contains only the vector, and
+    the model learns to read the active tasks from such frames, which do not occur in decoding. null: true, or in a run
+    that continues from a model (training.resume, training.init_from), as that model was trained."""
     registers: int = at_least(0, 0)
     """Number of frames of zeros before the features, in training and decoding. Attention reads the task vectors there;
     their output is dropped. In chunks they belong to the first chunk and stay visible, as sinks do. A multiple of
@@ -373,8 +373,8 @@ class LossConfig:
     """The pruned RNN-T loss (Kuang et al., 2022); defaults as in icefall's zipformer recipe."""
 
     backend: Literal["auto", "native", "triton", "torch", "k2"] = "auto"
-    """Implementation of the loss. auto: Triton kernels on an NVIDIA GPU, or k2 where Triton does not work there;
-    PyTorch elsewhere. native: the same without k2. triton, torch, k2: that one."""
+    """Implementation of the loss. auto: Triton kernels on an NVIDIA GPU, or k2 if Triton does not work there; PyTorch
+    elsewhere. native: the same without k2. triton, torch, k2: that one."""
     prune_range: int = at_least(2, 5)
     """Symbols kept for each frame by the pruned loss."""
     lm_scale: float = share(0.25)
@@ -383,7 +383,7 @@ class LossConfig:
     """Weight of the encoder-only probabilities in the smoothed simple loss."""
     rnnt_type: Literal["regular", "modified", "constrained"] = "regular"
     """Topology of the lattice: regular (several symbols a frame), modified (at most one symbol a frame) or constrained
-    (as k2's)."""
+    (as in k2)."""
     delay_penalty: float = at_least(0, 0.0)
     """Penalty on symbols that are emitted late, in both losses."""
     simple_scale: float = at_least(0, 0.5)
@@ -421,8 +421,8 @@ class ModelConfig:
     transducer: Literal["new", "pretrained"] = "new"
     """Predictor, joiner and vocabulary. new: new weights, and a vocabulary as tokenizer says. pretrained: those of the
     checkpoint encoder.name (Parakeet RNN-T or TDT, Nemotron), with rows added for the tokens of the tasks and for
-    characters of data.train that its vocabulary lacks. Needs encoder.kind=finetune. Of the options below, all but
-    context_size and predictor_dropout are then the checkpoint's (docs/encoders.md)."""
+    characters of data.train missing from its vocabulary. Needs encoder.kind=finetune. Of the options below, all but
+    context_size and predictor_dropout then come from the checkpoint (docs/encoders.md)."""
     predictor_layers: int = between(0, MOST_PREDICTOR_LAYERS, 0)
     """Layers of an LSTM predictor, which remembers all tokens. 0: the predictor is stateless."""
     predictor_dim: int = at_least(1, 512)
@@ -434,8 +434,7 @@ class ModelConfig:
     joiner_activation: Literal["tanh", "relu"] = "tanh"
     """Non-linearity of the joiner."""
     symbols_per_frame: int = between(1, 100, 1)
-    """Most symbols that greedy search writes at a frame. Beam search writes at most one, full_beam as its option
-    says."""
+    """Most symbols that greedy search emits per frame. Beam search emits at most one, full_beam up to max_symbols."""
     predictor_dropout: float = share(0.0)
     """Dropout on the embedding of the predictor."""
 
@@ -445,11 +444,11 @@ class OptimConfig:
     """AdamW with three learning rates and one schedule."""
 
     lr: float = at_least(0, 1e-3)
-    """Learning rate of all parameters without a rate of their own; with training.init_from the default is 5e-4."""
+    """Learning rate of all parameters without their own rate; with training.init_from the default is 5e-4."""
     encoder_lr: float = at_least(0, 1e-4)
     """Learning rate of the pretrained encoder; with training.init_from the default is 5e-5."""
-    # Task vectors. They start at zero beside frames of norm sqrt(dimension): at 1e-3 they reached 3% of it in 4500
-    # steps of recipes/human_speech, and the model did not heed them.
+    # Task vectors start at zero and are added to frames of norm sqrt(dimension): at 1e-3 they reached 3% of it in 4500
+    # steps of recipes/human_speech, and the model ignored them.
     vector_lr: float = at_least(0, 1e-2)
     """Learning rate of the task vectors; with training.init_from the default is 5e-3."""
     layer_decay: float = 1.0
@@ -473,8 +472,8 @@ class TrainingConfig:
     works in a local folder, which is uploaded after each checkpoint."""
     storage: Literal["shared", "local"] = "shared"
     """Where training.exp_dir is when several machines train (docs/cluster.md). shared: all of them see the same folder,
-    which rank 0 writes. local: each has a folder of its own, to which its first process writes all that rank 0 would;
-    a machine that comes without the latest checkpoint gets it from the others."""
+    which rank 0 writes. local: each has its own folder, to which its first process writes all that rank 0 would; a
+    machine that joins without the latest checkpoint gets it from the others."""
     epochs: int = at_least(1, 1000000)
     """Number of epochs; training ends at training.epochs or training.max_steps, whichever comes first."""
     max_steps: int = at_least(1, 10000)
@@ -484,7 +483,7 @@ class TrainingConfig:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Number type of autocast: fp32 (no autocast), bf16 or fp16."""
     strategy: Literal["ddp", "fsdp"] = "ddp"
-    """What several ranks share. ddp: each holds the whole model. fsdp: each holds a part of the weights, gradients and
+    """How ranks share the model. ddp: each holds the whole model. fsdp: each holds a part of the weights, gradients and
     moments."""
     seed: int = 42
     """Seed of the data order, the initial weights and dropout."""
@@ -493,7 +492,7 @@ class TrainingConfig:
     valid_every: int = at_least(1, 500)
     """Steps between two validations."""
     valid_first: bool = False
-    """Validate before the first step too: the scores of what the run starts from, which then counts among the
+    """Also validate before the first step: this scores the model that the run starts from, which then counts among the
     checkpoints of training.keep_best."""
     save_every: int = at_least(1, 500)
     """Steps between two checkpoints."""
@@ -502,7 +501,7 @@ class TrainingConfig:
     keep_best: int = at_least(0, 0)
     """Number of best checkpoints (by training.best_by) kept besides the latest; each validation then writes one."""
     best_by: Literal["loss", "wer"] = "loss"
-    """What the best checkpoints are chosen by: loss or wer, on the cuts of data.valid."""
+    """Score that selects the best checkpoints: loss or wer, on the cuts of data.valid."""
     patience: int = at_least(0, 0)
     """Stop early after this many validations in a row that are no better (by training.best_by) than the best before
     them. Each validation then writes a checkpoint, and the final model is the best one, or the mean of the
@@ -521,21 +520,21 @@ class TrainingConfig:
     """Consecutive steps with a loss or gradient that is not finite before the run stops."""
     init_from: Optional[str] = None
     """Model to take initial weights from: a folder, the name of a packaged model or an id on the Hugging Face hub.
-    Options of model, and the tasks, that are not given are then the model's, and the learning rates half of their
-    usual defaults (optim). Tasks and languages that it lacks are added (docs/transfer.md)."""
+    Options of model, and the tasks, that are not given are then taken from it, and the learning rates are half of their
+    usual defaults (optim). Tasks and languages that it does not have are added (docs/transfer.md)."""
     train_only: Literal["all", "new", "new_and_joiner"] = "all"
-    """Which parameters are trained. all: all of them. new: only those that training.init_from lacked (rows of new
+    """Which parameters are trained. all: all of them. new: only those that training.init_from did not have (rows of new
     tokens, new task vectors). new_and_joiner: those and the joiner."""
     new_below_mean: Optional[float] = None
     """With training.init_from: the nats by which the logit of a new token starts below the mean of the old ones. 10
-    leaves the scores of old tokens as they were, and takes some hundred steps to make up for. 0 for tokens that are
-    frequent (punctuation). Default: 1 with train_only all, else 10."""
+    keeps the scores of old tokens, but training needs some hundred steps to make up for it. Use 0 for frequent tokens
+    (punctuation). Default: 1 with train_only all, else 10."""
     freeze: List[List[int]] = field(default_factory=list)
     """Schedule of [step, n] pairs: from that step on, the top n layers of the encoder are trained (0: none; -1: all
     that model.encoder does not freeze). Empty: all from the start."""
     compile: bool = False
     """Compile the encoder's layers with torch.compile (torch 2.1 or later, and a compiler: Triton on a GPU, g++ on a
-    CPU). The first steps take longer. The random numbers of dropout differ from those without."""
+    CPU). The first steps take longer. It changes the random numbers of dropout."""
     memory_gb: Optional[float] = at_least(0.1, None)
     """GPU memory in GB (2**30 bytes) per rank that model.encoder.checkpoint_layers=auto may fill; null: 90% of it."""
     scan: bool = False

@@ -19,20 +19,20 @@ from tokenverse_pp.base.files import yaml_of
 from tokenverse_pp.base.languages import canonical_tag, language_problem
 from tokenverse_pp.base.option_help import nested_option_help
 
-# jsonargparse on a value that is none of the choices of a `Literal`.
+# jsonargparse's message on a value that is not among the choices of a `Literal`.
 _NO_CHOICE = re.compile(r'Parser key "(?P<name>[\w.]+)":.*?Literal\[(?P<choices>.*?)\]\. Got value: (?P<value>.*)')
 
-# Options whose defaults differ from what was done before they existed, and what was done.
+# Options whose defaults differ from the behaviour before they existed, with values for that behaviour.
 BEFORE: Dict[str, Any] = {"model.vectors.masked": False, "model.spec_augment.fill": "zero"}
 
-# Defaults of a run that continues from a model (`training.init_from`). Options of these sections are the model's, ..
+# Defaults of a run that continues from a model (`training.init_from`). Options of these sections come from the model,
 CONTINUED_SECTIONS = ("model", "tasks.names", "tasks.languages", "tasks.entity_types", "tasks.settings")
-# .. but for these, which are of the machine, or follow from the model otherwise (`transfer.continue_vectors`) ..
+# except these, which depend on the machine, or are derived from the model (`transfer.continue_vectors`).
 NOT_CONTINUED = (
     *("model.vectors.masked", "model.loss.backend", "model.loss.warm_steps"),
     *("model.encoder.gradient_checkpointing", "model.encoder.checkpoint_layers"),
 )
-# .. and rates that rise quickly to half of those of a new model: its weights are near a good place already.
+# Short warm-up to half the learning rates of a new model, as the weights are already close to good ones.
 CONTINUED = {
     "model.loss.warm_steps": 1,
     "optim.lr": 5e-4,
@@ -47,10 +47,10 @@ def parse_config(
     description: str = "",
     find_model: Optional[Callable[[Config], Path]] = None,
 ) -> Config:
-    """Command line -> configuration: ``--config FILE`` and overrides.
+    """Read a configuration from the command line: ``--config FILE`` and overrides.
 
     Args:
-        argv: the words; None: those of the command line.
+        argv: the arguments; None: those of the command line.
         description: for ``--help``.
         find_model: finds the folder of the model that ``training.init_from`` names, whose configuration then gives
             defaults (`CONTINUED_SECTIONS`); None: the defaults are those of the dataclasses.
@@ -65,7 +65,7 @@ def parse_config(
             plain = [word for word in words if not word.startswith("--print_config")]
             config = _read(parser, plain)
             if config.training.init_from:
-                parser = make_parser(description)  # with defaults of its own
+                parser = make_parser(description)  # with its own defaults
                 parser.set_defaults(continued_defaults(find_model(config), config.training.train_only == "all"))
         if not find_model or config.training.init_from or words != plain:
             config = _read(parser, words)
@@ -84,8 +84,8 @@ def continued_defaults(folder: Path, whole: bool) -> Dict[str, Any]:
     """Defaults of a run that continues from the model in a folder, by dotted name.
 
     Args:
-        folder: with its configuration.
-        whole: whether the run trains all parameters; new ones alone keep the rates of a new model.
+        folder: folder of the model.
+        whole: whether the run trains all parameters; otherwise the learning rates are those of a new model.
 
     Raises:
         UserError: the configuration cannot be read.
@@ -100,7 +100,7 @@ def continued_defaults(folder: Path, whole: bool) -> Dict[str, Any]:
 
 
 def make_parser(description: str = "") -> Any:
-    """A jsonargparse parser of all options, whose help is the docstrings of the fields; errors are raised."""
+    """Return a jsonargparse parser of all options; their help is the fields' docstrings, and errors are raised."""
     from jsonargparse import ActionConfigFile, ArgumentParser
 
     parser = ArgumentParser(description=description, exit_on_error=False, print_config="--print_config")
@@ -115,7 +115,7 @@ def make_parser(description: str = "") -> Any:
     return parser
 
 
-_parser = functools.lru_cache(maxsize=4)(make_parser)  # for who leaves its defaults as they are
+_parser = functools.lru_cache(maxsize=4)(make_parser)  # for callers that do not change its defaults
 
 
 @contextlib.contextmanager
@@ -125,7 +125,7 @@ def type_errors() -> Iterator[None]:
 
     try:
         yield
-    except OverflowError as error:  # a whole number that no float holds
+    except OverflowError as error:  # a whole number too large for a float
         raise UserError(f"a number is too large: {error}") from None
     except ArgumentError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -138,10 +138,10 @@ def type_errors() -> Iterator[None]:
 
 
 def from_dict(source: Union[str, Dict[str, Any]]) -> Config:
-    """YAML text or nested dictionaries -> configuration.
+    """Build a configuration from YAML text or nested dictionaries.
 
     Raises:
-        UserError: for a key that no section has.
+        UserError: unknown key.
     """
     data = yaml_of(source) if isinstance(source, str) else source
     if isinstance(data, dict):
@@ -150,7 +150,7 @@ def from_dict(source: Union[str, Dict[str, Any]]) -> Config:
 
 
 def _build(cls: Any, data: Any, where: str) -> Any:
-    """Nested dictionaries -> nested dataclasses; sections are known by their defaults being dataclasses."""
+    """Build nested dataclasses from nested dictionaries; sections are fields with a dataclass as default."""
     if not isinstance(data, dict):
         raise UserError(f"configuration section {where or 'root'!r}: expected a mapping, found {data!r}")
     sections = {f.name: f.default_factory for f in dataclasses.fields(cls)}
@@ -176,7 +176,7 @@ def check_types(config: Config) -> None:
     if not all(isinstance(key, str) for options in [settings, *settings.values()] for key in options):
         raise UserError("tasks.settings: expected names of tasks and options")
     for name, value, option in options_of(config):
-        # jsonargparse lets null pass.
+        # jsonargparse accepts null.
         if value is None and "Optional" not in str(option.type):
             raise UserError(f"{name}: expected a value, found null")
     _parse_values(_Values(repr(values), values))
@@ -184,13 +184,13 @@ def check_types(config: Config) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Values:
-    """The values of a configuration. Two are equal if they are written alike: 1, 1.0 and true differ."""
+    """The values of a configuration. Two are equal if they are written the same: 1, 1.0 and true differ."""
 
     written: str
     values: Dict[str, Any] = dataclasses.field(compare=False)
 
 
-# Making a parser and checking 130 options takes a tenth of a second, and a model's configuration is read by several.
+# Making a parser and checking 130 options takes a tenth of a second, and a model's configuration is read several times.
 @functools.lru_cache(maxsize=64)
 def _parse_values(given: _Values) -> None:
     with type_errors():
@@ -198,7 +198,7 @@ def _parse_values(given: _Values) -> None:
 
 
 def options_of(section: Any, where: str = "") -> Iterator[Tuple[str, Any, dataclasses.Field[Any]]]:
-    """Dotted name, value and field of every option."""
+    """Yield dotted name, value and field of every option."""
     for option in dataclasses.fields(section):
         value = getattr(section, option.name)
         if dataclasses.is_dataclass(value):
@@ -213,12 +213,12 @@ def save_config(config: Config, path: Union[str, Path]) -> None:
 
 
 def load_config(path: Union[str, Path]) -> Config:
-    """Read what `save_config` wrote, and may have been edited since.
+    """Read a file that `save_config` wrote, and that may have been edited since.
 
-    Options that it lacks did not exist when it was written: they have their defaults, or the values of `BEFORE`.
+    Options missing in it did not exist when it was written: they get their defaults, or the values of `BEFORE`.
 
     Raises:
-        UserError: naming the file, where it is missing, no YAML, or holds an unknown key or a value of the wrong type.
+        UserError: naming the file, if it is missing, not YAML, or has an unknown key or a value of the wrong type.
     """
     try:
         data = yaml_of(Path(path).read_text(encoding="utf-8"))
@@ -290,12 +290,12 @@ def check_config(config: Config) -> Config:
 
 
 def check_transducer(config: Config) -> None:
-    """Check that a pretrained predictor and joiner get the encoder's output as it was trained (raises UserError)."""
+    """Check that a pretrained predictor and joiner get the encoder's output as in their training (raises UserError)."""
     encoder = config.model.encoder
     if config.model.transducer != "pretrained":
         return
     wrong = {"kind": encoder.kind != "finetune", "stack": encoder.stack != 1}
-    # A model that was saved has its sizes, and all weights are in its folder.
+    # A saved model has set its sizes, and all weights are in its folder.
     is_saved = bool(config.training.init_from) or config.model.predictor_layers > 0
     wrong["random_init"] = encoder.random_init and not is_saved
     for name in (name for name, is_wrong in wrong.items() if is_wrong):
@@ -324,7 +324,7 @@ def check_augment(data: DataConfig) -> None:
 def check_activation(config: Config) -> None:
     """Check that a model without task vectors is trained with all tasks active (raises UserError).
 
-    Such a model cannot know which tasks are active, so task tokens that come and go are noise: with bernoulli
+    Such a model cannot know which tasks are active, so task tokens that appear only sometimes are noise: with bernoulli
     activation of 0.8 on recipes/human_speech, a TokenVerse missed four of ten speaker changes.
     """
     told = config.model.vectors.placement != "none" or set(config.tasks.names) == {"asr"}

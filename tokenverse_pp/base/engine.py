@@ -1,13 +1,13 @@
 """Corpus jobs in shards: computed in this process, or by workers of a Ray cluster; results come in order.
 
-A command opens its engine (`opened`), library code asks for it (`current_engine`) and hands it shards:
+A command opens its engine (`opened`), library code gets it (`current_engine`) and passes it shards:
 
 >>> list(current_engine().run(lambda: str.upper, [("first", "a"), ("second", "b")]))
 ['A', 'B']
 
-Ray is the extra ``ray``, and is imported only where it is asked for. Placing workers on machines and GPUs, and asking
-for more machines, is left to it. What is here: results in order, few shards in flight, shards of workers that died
-computed again, and `Parts`, in which results are kept so that a stopped run can be continued.
+Ray is the extra ``ray``, and is imported only if it is selected. It places workers on machines and GPUs, and requests
+more machines. This module returns results in order, keeps few shards in flight, recomputes shards of workers that died,
+and stores results in `Parts`, so that a stopped run can be continued.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ Line = Dict[str, Any]
 Compute = Callable[[Any], Any]
 Shards = Iterable[Tuple[str, Any]]  # key, shard
 LOG = logging.getLogger(__name__)
-AHEAD = 4  # shards a worker that are taken from the input before the oldest result has been fetched
-TRIES = 5  # workers that may die of a shard
+AHEAD = 4  # shards per worker taken from the input before the oldest result is fetched
+TRIES = 5  # workers that may die while computing a shard
 LOCAL = "local"  # Ray's address of a cluster that is started for the command
-PATIENCE = 60.0  # seconds without a worker until the user is told
+PATIENCE = 60.0  # seconds without a worker until the user is warned
 RUN = "run"  # key of the line of `Parts.keep_of`
-STORE = 80 * 2**20  # bytes of shared memory of Ray's object store, where a cluster is started here
+STORE = 80 * 2**20  # bytes of shared memory of Ray's object store, if a cluster is started here
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,12 @@ class EngineOptions:
     ray_address: Optional[str] = None
     """Address of the Ray cluster. Default: RAY_ADDRESS, else a cluster of this machine is started for the command."""
     num_workers: int = 0
-    """Workers of Ray at most; 0: as many as there is room for in the cluster at the start."""
+    """Maximum number of Ray workers; 0: as many as the cluster has room for at the start."""
     worker_cpus: float = 0
-    """CPUs of Ray for a worker; 0: one for a worker with a GPU, else as many as it uses threads, or the largest machine
-    has."""
+    """Ray CPUs per worker; 0: one for a worker with a GPU, else its number of threads, at most the CPUs of the largest
+    machine."""
     worker_gpus: Optional[float] = None
-    """GPUs of Ray for a worker, 0.5: two share one. Default: 1 for a job with a model if the cluster has GPUs, else
-    0."""
+    """Ray GPUs per worker; 0.5: two share one. Default: 1 for a job with a model if the cluster has GPUs, else 0."""
 
     def __post_init__(self) -> None:
         for name in ("num_workers", "worker_cpus", "worker_gpus"):
@@ -69,7 +68,7 @@ class EngineOptions:
 
 
 class Parts:
-    """Results of a run in part files of a folder, one file a process, one line of JSON a shard, flushed at once.
+    """Results of a run in part files of a folder: one file per process, one line of JSON per shard, flushed at once.
 
     A run that is killed leaves at most its last line incomplete, and that shard is computed again.
     """
@@ -80,11 +79,11 @@ class Parts:
         self._file: Optional[IO[str]] = None
 
     def read(self) -> Dict[str, Line]:
-        """All complete lines of all part files by their keys."""
+        """Return all complete lines of all part files by their keys."""
         return {line["key"]: line for _, _, line in self._lines()}
 
     def places(self) -> Dict[str, Tuple[Path, int]]:
-        """Where the lines of `read` are: file and byte. For `line`, where not all fit into memory."""
+        """Return file and byte of the lines of `read`. Use with `line` if not all fit into memory."""
         return {line["key"]: (path, at) for path, at, line in self._lines()}
 
     def line(self, place: Tuple[Path, int]) -> Line:
@@ -105,7 +104,7 @@ class Parts:
                     at += len(text)
 
     def keep_of(self, run: str) -> None:
-        """Delete the part files unless this run has written them: where their lines point at files that runs share."""
+        """Delete the part files unless this run has written them; for lines that refer to files shared by runs."""
         places = self.places()
         if RUN not in places or self.line(places[RUN]).get("run") != run:
             self.remove()
@@ -149,21 +148,21 @@ class ShardEngine:
         threads: int = 1,
         uses_gpu: bool = False,
     ) -> Iterator[Any]:
-        """The results of shards, in order.
+        """Yield the results of shards, in order.
 
         Args:
             start: called once in each worker, before its first shard; loads what is needed (a model), and returns the
-                function that computes a shard. With a cluster it is pickled, and so are shards and results.
+                function that computes a shard. With a cluster it is pickled, as are shards and results.
             shards: (key, shard), taken from the iterable as they are needed. The key names the shard in messages and in
                 ``parts``: a digest of all that the result depends on.
-            parts: where results are kept, which then are mappings of plain JSON. A shard whose key is there is not
+            parts: stores results, which then must be mappings of plain JSON. A shard whose key is stored is not
                 computed.
-            threads: that a worker uses.
+            threads: threads of a worker.
             uses_gpu: whether a worker can use a GPU.
 
         Raises:
-            UserError: naming the shard, where `TRIES` workers died of it. Errors of ``start`` and of the function are
-                raised as they are, as soon as they are known, and nothing is tried again.
+            UserError: naming the shard, if `TRIES` workers died while computing it. Errors of ``start`` and of the
+                function are raised unchanged, as soon as they are known, without another try.
         """
         done = parts.places() if parts is not None else {}
         compute: Optional[Compute] = None
@@ -180,11 +179,11 @@ class ShardEngine:
     def map(
         self, work: Compute, items: Sequence[Any], jobs: int = 1, chunk: int = 1, prepare: Compute = bool
     ) -> Iterator[Any]:
-        """``work`` of each item, in order, by so many processes; a cluster has its own number of workers.
+        """Yield ``work`` of each item, in order, by ``jobs`` processes; a cluster has its own number of workers.
 
         Args:
-            work: pickled where it is called elsewhere.
-            chunk: items that are handed to a process at once.
+            work: pickled if it is called in another process.
+            chunk: items that are passed to a process at once.
             prepare: called with 1 in each process that is started: it sets the number of threads.
         """
         if jobs == 1:
@@ -199,7 +198,7 @@ class ShardEngine:
 
 @dataclass
 class _Task:
-    """A shard, its place in the order, and how many workers have died of it."""
+    """A shard, its place in the order, and how many workers died while computing it."""
 
     number: int
     key: str
@@ -208,7 +207,7 @@ class _Task:
 
 
 class RayEngine(ShardEngine):
-    """Computes shards by workers (actors) of a Ray cluster, which is joined or started at the first one.
+    """Computes shards by workers (actors) of a Ray cluster, which is joined or started at the first shard.
 
     Raises:
         UserError: if Ray is not installed.
@@ -231,7 +230,7 @@ class RayEngine(ShardEngine):
         threads: int = 1,
         uses_gpu: bool = False,
     ) -> Iterator[Any]:
-        """See `ShardEngine.run`. At most `AHEAD` shards a worker are in flight, with results that were not fetched."""
+        """See `ShardEngine.run`. At most `AHEAD` shards per worker are in flight, including unfetched results."""
         done = parts.places() if parts is not None else {}
         numbered = iter(enumerate(shards))
         self._join()
@@ -290,7 +289,7 @@ class RayEngine(ShardEngine):
             return
         started = {"include_dashboard": False, "object_store_memory": STORE} if self.address == LOCAL else {}
         try:
-            # Not what workers print: it would stand in the command's output. Their messages come with the results.
+            # Workers' prints are dropped, as they would mix with the command's output. Messages come with the results.
             self.ray.init(self.address, log_to_driver=False, logging_level=logging.WARNING, **started)
         except (self.ray.exceptions.RayError, ConnectionError, ValueError, RuntimeError, OSError) as error:
             raise UserError(
@@ -299,10 +298,10 @@ class RayEngine(ShardEngine):
         self._joined = True
 
     def _room(self, threads: int, uses_gpu: bool) -> Tuple[Dict[str, float], int]:
-        """What a worker takes, and how many workers the cluster has room for.
+        """Return what a worker needs, and how many workers the cluster has room for.
 
         Raises:
-            UserError: where a worker wants more than a cluster that was started here has; others may still grow.
+            UserError: a worker needs more than a cluster started here has; other clusters may still grow.
         """
         o, there = self.options, self.ray.cluster_resources()
         nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
@@ -319,25 +318,25 @@ class RayEngine(ShardEngine):
 
 
 class _Pool:
-    """Workers of a cluster, at most ``size``: no more than there is work for.
+    """Workers of a cluster: at most ``size``, and no more than there are shards.
 
-    A worker gets a shard when it has started, so that one for which there is no room (yet) holds nothing up.
+    A worker gets a shard only after it has started, so a worker without room (yet) does not delay others.
     """
 
     def __init__(self, ray: Any, start: Callable[[], Compute], wanted: Dict[str, float], size: int):
         self.ray, self.start, self.wanted, self.size = ray, start, wanted, size
         self.waiting: Deque[_Task] = deque()
         self._idle: List[Any] = []
-        self._busy: Dict[Any, Tuple[Any, Optional[_Task]]] = {}  # call -> worker and its shard; None: it starts
+        self._busy: Dict[Any, Tuple[Any, Optional[_Task]]] = {}  # call -> worker and its shard; None: it is starting
         self._failed_starts = 0
         self._is_told = False
         self._worker = ray.remote(_Worker)
 
     def step(self) -> List[Tuple[_Task, Any]]:
-        """Hand out shards, start workers for others, wait for a call to end -> the shards that it finished.
+        """Hand out shards, start workers for the rest, wait for a call to end; return the finished shards.
 
         Raises:
-            UserError: where too many workers died; other errors are those of the function.
+            UserError: too many workers died. Errors of the function are raised too.
         """
         while self._idle and self.waiting:
             worker, task = self._idle.pop(), self.waiting.popleft()
@@ -354,11 +353,11 @@ class _Pool:
         return [found for call in ready for found in self._ended(call)]
 
     def _ended(self, call: Any) -> List[Tuple[_Task, Any]]:
-        """What a call gave: a shard and its result, or nothing, if a worker has started, or died."""
+        """Return the shard and result of a call, or nothing if the worker has just started, or has died."""
         worker, task = self._busy.pop(call)
         try:
             result, messages = self.ray.get(call)
-        except self.ray.exceptions.RayTaskError as error:  # raised by our code there
+        except self.ray.exceptions.RayTaskError as error:  # raised by our code in the worker
             self._idle.append(worker)
             if isinstance(error.cause, (UserError, OSError)):
                 raise error.cause from error
@@ -376,7 +375,7 @@ class _Pool:
         return []
 
     def _failed(self, task: Optional[_Task], reason: str) -> None:
-        """A worker died: its shard is the next to be computed."""
+        """Handle the death of a worker: its shard is computed next."""
         if task is None:
             self._failed_starts += 1
             if self._failed_starts >= TRIES:
@@ -397,7 +396,7 @@ class _Pool:
 
 
 class _Worker:
-    """What runs in a worker. Each call also returns the messages that were logged in it."""
+    """The code in a worker. Each call also returns the messages that were logged in it."""
 
     def begin(
         self, start: Callable[[], Compute], folder: str, version: str, has_gpu: bool
@@ -408,7 +407,7 @@ class _Worker:
         if os.path.isdir(folder):
             os.chdir(folder)
         if not has_gpu:
-            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # of which Ray keeps no count
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # else it would use GPUs that Ray does not count
         with _messages() as messages:
             self._compute = start()
         return None, messages
@@ -421,7 +420,7 @@ class _Worker:
 
 @contextlib.contextmanager
 def _messages() -> Iterator[List[Tuple[int, str]]]:
-    """The package's log messages in the block, with their levels."""
+    """Collect the package's log messages in the block, with their levels."""
     found: List[Tuple[int, str]] = []
     handler = logging.Handler()
     handler.emit = lambda record: found.append((record.levelno, record.getMessage()))  # type: ignore[method-assign]
@@ -450,7 +449,7 @@ def _version() -> str:
 def _import_ray(address: str) -> Any:
     """Import Ray (raises UserError). A cluster that it starts itself listens on the loopback interface only."""
     if address == LOCAL:
-        # Whoever reaches Ray's ports can run code. This is how Ray does it where it has no clusters (macOS).
+        # Whoever reaches Ray's ports can run code. Ray itself does this on systems without clusters (macOS).
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # the default of Ray 2.60, which warns unless it is set
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -466,13 +465,13 @@ _CURRENT: ContextVar[ShardEngine] = ContextVar("engine", default=ShardEngine()) 
 
 
 def current_engine() -> ShardEngine:
-    """The engine of `opened`; outside of it, this process."""
+    """Return the engine of the `opened` block; outside of one, this process."""
     return _CURRENT.get()
 
 
 @contextlib.contextmanager
 def opened(options: EngineOptions) -> Iterator[ShardEngine]:
-    """The engine of these options, which is the current one within the block (raises UserError)."""
+    """Make the engine of these options the current one within the block (raises UserError)."""
     engine = RayEngine(options) if options.engine == "ray" else ShardEngine()
     token = _CURRENT.set(engine)
     try:

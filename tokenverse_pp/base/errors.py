@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import re
 
-# Control characters, and halves of surrogate pairs, which no terminal or file takes.
+# Control characters, and halves of surrogate pairs, which no terminal or file accepts.
 CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\ud800-\\udfff]")
-# What must not reach a terminal from a file: all of these but line ends, and marks that turn the writing direction.
+# What must not reach a terminal from a file: these except line ends, and marks that change the writing direction.
 _UNPRINTABLE = re.compile("[\\x00-\\x09\\x0b-\\x1f\\x7f-\\x9f\\ud800-\\udfff\\u202a-\\u202e\\u2066-\\u2069]")
 
 
 class UserError(Exception):
     """An error that the user can fix: names the file, cut id or option, and says what was expected.
 
-    Messages quote what files hold. Control characters in them, which could steer a terminal, are written as escapes:
+    Messages may quote file contents. Control characters, which could manipulate a terminal, are escaped:
 
     >>> str(UserError("cut \\x1b[2J: no such file"))
     'cut \\\\x1b[2J: no such file'
@@ -24,7 +24,7 @@ class UserError(Exception):
 
 
 def printable(text: str) -> str:
-    """A text for a terminal: control characters other than line ends are written as escapes.
+    """Return a text for a terminal, with control characters other than line ends escaped.
 
     >>> printable("a\\x07b\\u202ec") == "a" + r"\\x07" + "b" + r"\\u202e" + "c"
     True
@@ -33,7 +33,7 @@ def printable(text: str) -> str:
 
 
 def one_line(error: BaseException, limit: int = 200) -> str:
-    """The message of an error, or its type if there is none, in one line of at most ``limit`` characters.
+    """Return the message of an error, or its type if it is empty, in one line, cut after ``limit`` characters.
 
     >>> one_line(OSError("libcudart.so.11.0: cannot open\\n  shared object file")), one_line(RuntimeError())
     ('libcudart.so.11.0: cannot open shared object file', 'RuntimeError')

@@ -15,15 +15,15 @@ from typing import Any, Iterable, Iterator, Optional, Sequence, Union
 from tokenverse_pp.base.errors import UserError, printable
 
 BLOCK = 1 << 20  # bytes read at once
-MOST_VALUES = 100_000  # of a YAML text
+MOST_VALUES = 100_000  # most values in a YAML text
 PathLike = Union[str, "os.PathLike[str]"]
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/(/?)([^/].*)", re.DOTALL)  # two letters at least: C:/ is a drive
 
 
 def url_of(path: PathLike) -> Optional[str]:
-    """The URL that a path is, or None for one of the file system.
+    """Return the URL that a path represents, or None for a path of the file system.
 
-    A `Path` makes one slash of the two in ``s3://``: for it they are put back, so that options may be paths.
+    A `Path` keeps only one slash of ``s3://``: the other is restored, so that options may be paths.
 
     >>> url_of("s3://bucket/cuts.jsonl.gz"), url_of(Path("s3://bucket") / "exp"), url_of("data/cuts.jsonl.gz")
     ('s3://bucket/cuts.jsonl.gz', 's3://bucket/exp', None)
@@ -36,14 +36,14 @@ def url_of(path: PathLike) -> Optional[str]:
 
 @contextlib.contextmanager
 def replacing(path: PathLike) -> Iterator[Path]:
-    """A temporary path beside ``path`` to write to; it takes that name when the block ends without an error.
+    """Yield a temporary path beside ``path`` to write to; it is renamed to ``path`` if the block ends without an error.
 
-    It keeps the endings (``.jsonl.gz``), since libraries go by them. Parent folders are made. After an error it is
-    removed, and what ``path`` held before stays. What is written for a URL is uploaded when the block ends.
+    It keeps the endings (``.jsonl.gz``), since libraries depend on them. Parent folders are created. After an error it
+    is removed, and ``path`` is not changed. For a URL, the file is uploaded when the block ends.
     """
     url = url_of(path)
     if url is not None:
-        from tokenverse_pp.base.storage import upload  # which imports this module
+        from tokenverse_pp.base.storage import upload  # here, as it imports this module
 
         with tempfile.TemporaryDirectory(prefix="tokenverse_pp-") as folder:
             temporary = Path(folder) / url.rsplit("/", 1)[1]
@@ -64,7 +64,7 @@ def replacing(path: PathLike) -> Iterator[Path]:
 def locked(folder: PathLike) -> Iterator[None]:
     """Hold the lock of a folder, its file ``.lock``; wait until no other process holds it.
 
-    Where there are no such locks (Windows, some network file systems) nothing is waited for.
+    If there are no such locks (Windows, some network file systems), it does not wait.
     """
     with open(Path(folder) / ".lock", "ab") as file:
         with contextlib.suppress(ImportError, OSError):
@@ -75,10 +75,10 @@ def locked(folder: PathLike) -> Iterator[None]:
 
 
 def temporary_folder(path: PathLike) -> Path:
-    """A new empty folder beside ``path``, on the same disk, from which what is finished can be renamed to it.
+    """Create an empty folder beside ``path``, on the same disk, from which finished files can be renamed to it.
 
     Raises:
-        UserError: where none can be made.
+        UserError: it cannot be created.
     """
     target = Path(path)
     try:
@@ -103,20 +103,20 @@ def cache_folder() -> Path:
 
 
 def write_text(path: PathLike, text: str) -> None:
-    """Write UTF-8 text by way of `replacing`."""
+    """Write UTF-8 text with `replacing`."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: PathLike, data: Any) -> None:
-    """`write_text` of indented JSON; NaN and infinities are refused (ValueError), since JSON has none."""
+    """Write indented JSON with `write_text`; NaN and infinities, which JSON does not have, raise ValueError."""
     write_text(path, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def check_links(paths: Iterable[Path]) -> None:
     """Check that no file of a model's folder links to a file outside of it, which would be copied along.
 
-    Links inside the folder are followed, and those of the hub's cache (``snapshots/../blobs``).
+    Links inside the folder are allowed, and those of the hub's cache (``snapshots/../blobs``).
 
     Raises:
         UserError: naming the link.
@@ -129,10 +129,10 @@ def check_links(paths: Iterable[Path]) -> None:
 
 
 def json_of(text: str, where: str) -> Any:
-    """The value of a JSON text.
+    """Return the value of a JSON text.
 
     Raises:
-        UserError: where it is no JSON, or nested deeper than Python reads.
+        UserError: it is not JSON, or nested too deeply for Python.
     """
     try:
         return json.loads(text)
@@ -143,13 +143,13 @@ def json_of(text: str, where: str) -> Any:
 
 
 def yaml_of(text: str) -> Any:
-    """The value of a YAML text: plain data, and not more than `MOST_VALUES` of it.
+    """Return the value of a YAML text: plain data of at most `MOST_VALUES` values.
 
     Raises:
-        UserError: where it is no YAML, names objects of Python, is nested too deeply or too large: an alias (``*a``)
-            in an alias multiplies what a few lines hold.
+        UserError: it is not YAML, names objects of Python, or is nested too deeply or too large: an alias (``*a``)
+            within an alias multiplies the content of a few lines.
     """
-    import yaml  # the ONNX runtime does without
+    import yaml  # the ONNX runtime does not need it
 
     try:
         data = yaml.safe_load(text)
@@ -159,13 +159,13 @@ def yaml_of(text: str) -> Any:
     except RecursionError:
         raise UserError("YAML nested too deeply") from None
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
-        # PyYAML does not catch what a value of the wrong kind behind a tag leads to: ``!!bool x``, a 32nd of May.
+        # PyYAML does not catch the errors of a wrong value after a tag (``!!bool x``), or of a date such as 32 May.
         raise UserError(f"not YAML: {(str(error).splitlines() or [type(error).__name__])[0]}") from None
     return data
 
 
 def _count(data: Any, count: int) -> int:
-    """``count`` and the values in data (raises UserError where they are too many)."""
+    """Return ``count`` plus the number of values in data (raises UserError if it is too large)."""
     if count > MOST_VALUES:
         raise UserError(f"YAML of more than {MOST_VALUES} values")
     parts: Iterable[Any] = ()
@@ -179,7 +179,7 @@ def _count(data: Any, count: int) -> int:
 
 
 def is_finite(value: Any) -> bool:
-    """Whether a value is a finite number that fits a float: no bool, and no integer of hundreds of digits."""
+    """Whether a value is a finite number that fits a float: not a bool, and no integer of hundreds of digits."""
     try:
         return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     except OverflowError:
@@ -187,7 +187,7 @@ def is_finite(value: Any) -> bool:
 
 
 def check_shared(paths: Iterable[PathLike]) -> None:
-    """Check that files which workers of a cluster have written are here too (raises UserError naming the folder)."""
+    """Check that files written by workers of a cluster exist here too (raises UserError naming the folder)."""
     for path in map(Path, paths):
         if not path.exists():
             raise UserError(
@@ -197,7 +197,7 @@ def check_shared(paths: Iterable[PathLike]) -> None:
 
 
 def feed(digest: Any, path: PathLike) -> int:
-    """Put the bytes of a file through a `hashlib` digest, block by block; returns how many there were."""
+    """Update a `hashlib` digest with the bytes of a file, block by block; return their number."""
     size = 0
     with open(path, "rb") as file:
         for block in iter(lambda: file.read(BLOCK), b""):
@@ -207,7 +207,7 @@ def feed(digest: Any, path: PathLike) -> int:
 
 
 def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """Rows of equal length with aligned columns: the first ``left`` to the left, the others to the right.
+    """Format rows of equal length with aligned columns: the first ``left`` to the left, the others to the right.
 
     >>> print(aligned([["language", "cuts"], ["fr", "12"]]))
     language  cuts

@@ -1,16 +1,16 @@
 """Language codes: parsing and comparing them.
 
 Codes are BCP 47 tags (``tr``, ``tr-TR``, ``zh-Hans-CN``), ISO 639-2 or 639-3 codes (``tur``, ``cmn``), or locale names
-(``ru_RU.UTF-8``). Case does not matter. The parsing is `langcodes`'s.
+(``ru_RU.UTF-8``). Case does not matter. `langcodes` parses them.
 
 How codes are compared:
 
-- A *rule* (normaliser, word list) and a *group* (statistics, WER by language) belong to the language alone:
+- A *rule* (normaliser, word list) and a *group* (statistics, WER by language) depend only on the language:
   `primary_language`. ``tr-TR``, ``TUR`` and ``tr`` are one group.
 - A *list* of languages (those that a model can write, files of language models) is matched by `match_language`: the
-  same tag first, then the entry of the same language whose region and script do not contradict the code. With ``fr`` in
-  the list ``fr-FR`` is ``fr``; with ``pt-BR`` and ``pt-PT`` in it the two stay apart.
-- A *filter* or a label that is there already (``manifest subset --language``) is compared by `compatible_languages`.
+  same tag first, then the entry of the same language whose region and script do not contradict the code. If the list
+  has ``fr``, ``fr-FR`` is ``fr``; if it has ``pt-BR`` and ``pt-PT``, they remain separate.
+- A *filter* or an existing label (``manifest subset --language``) is compared by `compatible_languages`.
 
 Code that compares languages calls one of these functions and never compares the strings.
 """
@@ -53,7 +53,7 @@ _DECOMPOSED_TURKIC = re.compile("I\u0307")  # NFD's İ
 
 
 def _langcodes() -> Any:
-    """The library. The ONNX runtime does without it where a code is given as the model spells it."""
+    """Import the library. The ONNX runtime does not need it if a code is spelled as in the model."""
     try:
         import langcodes
     except ImportError:
@@ -63,7 +63,7 @@ def _langcodes() -> Any:
 
 @lru_cache(maxsize=4096)
 def canonical_tag(code: str) -> Optional[str]:
-    """A language code in its canonical form (RFC 5646), or None where it is no code.
+    """Return a language code in its canonical form (RFC 5646), or None if it is not a code.
 
     >>> canonical_tag("TUR"), canonical_tag("zh_hans_cn"), canonical_tag("zh-yue"), canonical_tag("Turkish")
     ('tr', 'zh-Hans-CN', 'yue', None)
@@ -78,10 +78,10 @@ def canonical_tag(code: str) -> Optional[str]:
 
 @lru_cache(maxsize=4096)
 def primary_language(code: Optional[str]) -> Optional[str]:
-    """The language that chooses rules: no region, no script, ISO 639-1 where the language has two letters.
+    """Return the language that selects rules: no region, no script, the ISO 639-1 code if there is one.
 
-    A language of a macrolanguage gives the latter (Mandarin, ``cmn``, gives ``zh``); Cantonese (``yue``) and Min Nan
-    (``nan``) stay what they are. A code that cannot be read is returned in lower case; None and ``""`` give None.
+    A member of a macrolanguage gives the latter (Mandarin, ``cmn``, gives ``zh``); Cantonese (``yue``) and Min Nan
+    (``nan``) are not changed. A code that cannot be read is returned in lower case; None and ``""`` give None.
 
     >>> primary_language("tr-TR"), primary_language("cmn-Hans"), primary_language("RU_ru"), primary_language("zh-yue")
     ('tr', 'zh', 'ru', 'yue')
@@ -119,7 +119,7 @@ def _parts(code: str) -> Tuple[Optional[str], Optional[str], Optional[str]]:
 
 
 def compatible_languages(a: Optional[str], b: Optional[str]) -> bool:
-    """Whether two codes name one language, and what both say of region and script agrees.
+    """Whether two codes name one language, and their regions and scripts agree if both give them.
 
     >>> compatible_languages("fr", "fr-CA"), compatible_languages("pt-BR", "pt-PT")
     (True, False)
@@ -137,9 +137,9 @@ def compatible_languages(a: Optional[str], b: Optional[str]) -> bool:
 
 
 def matching_languages(code: Optional[str], supported: Iterable[str]) -> List[str]:
-    """The entries of ``supported`` that a code may mean, those of the best kind only.
+    """Return the entries of ``supported`` that a code may mean, only those of the best kind.
 
-    The kinds, the best first: the same text; the same tag; the plain language; an entry whose region and script do not
+    The kinds, best first: the same text; the same tag; the plain language; an entry whose region and script do not
     contradict the code; any other entry of the language.
 
     >>> matching_languages("pt", ["en", "pt-BR", "pt-PT"]), matching_languages("pt_pt", ["pt-BR", "pt-PT"])
@@ -169,7 +169,7 @@ def _is_plain(code: str) -> bool:
 
 
 def match_language(code: Optional[str], supported: Iterable[str]) -> Optional[str]:
-    """The entry of ``supported`` that a code means, see `matching_languages`; None where there is none, or several.
+    """Return the entry of ``supported`` that a code means (`matching_languages`); None if there is none, or several.
 
     >>> match_language("pt-br", ["pt", "pt-BR"]), match_language("fr-CA", ["en", "fr"]), match_language("de", ["fr"])
     ('pt-BR', 'fr', None)
@@ -179,10 +179,10 @@ def match_language(code: Optional[str], supported: Iterable[str]) -> Optional[st
 
 
 def language_group(code: Optional[str], apart: Iterable[str] = ()) -> Optional[str]:
-    """The name under which scores and statistics count a code: an entry of ``apart``, or the language.
+    """Return the name under which scores and statistics count a code: an entry of ``apart``, or the language.
 
     Args:
-        apart: codes that are counted apart though they may be of one language, such as those that a model writes.
+        apart: codes that are counted separately even if they are of one language, such as those that a model writes.
 
     >>> language_group("fr-FR"), language_group("PT_br", ["pt-BR", "pt-PT"]), language_group("", ["fr"])
     ('fr', 'pt-br', None)
@@ -194,10 +194,9 @@ def language_group(code: Optional[str], apart: Iterable[str] = ()) -> Optional[s
 
 
 def languages_told_apart(written: Sequence[str], references: Iterable[str]) -> List[str]:
-    """The languages that hypotheses and references tell apart, where the languages of the model are not known.
+    """Return the languages that hypotheses and references distinguish, if those of the model are not known.
 
-    Each code that was written is one. A reference of another region counts as the code that was written, unless the
-    references themselves have both.
+    Each written code is one. A reference of another region counts as the written code, unless the references have both.
 
     >>> languages_told_apart(["fr"], ["fr-FR", "FR", "de-DE"]), languages_told_apart(["pt-br"], ["pt-BR", "pt-PT"])
     (['fr', 'de'], ['pt-br', 'pt-pt'])
@@ -217,11 +216,11 @@ def languages_told_apart(written: Sequence[str], references: Iterable[str]) -> L
 
 @lru_cache(maxsize=4096)
 def language_problem(code: str, registered: bool = True) -> str:
-    """What is wrong with a language code, as the end of a message; nothing for one that can be read.
+    """Return the problem of a language code, as the end of a message; empty for a valid code.
 
     Args:
-        registered: a code of two letters must be one of ISO 639-1 too: ``jp`` and ``cz`` are countries. Codes of three
-            letters are taken as they are, since new ones are registered every year.
+        registered: a code of two letters must also be in ISO 639-1: ``jp`` and ``cz`` are countries. Codes of three
+            letters are not checked, since new ones are registered every year.
 
     >>> language_problem("Turkish"), language_problem("tr_TR")
     ("expected a code such as 'fr' or 'fr-FR' (BCP 47, ISO 639), found 'Turkish'; did you mean 'tr'?", '')
@@ -243,12 +242,12 @@ def _hint(code: str) -> str:
         return _NAMES[name[0]]
     if not re.fullmatch("[a-z]{2}", word):
         return ""
-    spoken: str = _langcodes().Language.get(f"und-{word}").maximize().language or ""  # where it is a country
-    return "" if spoken == "en" else spoken  # `en` stands for every region that is not known
+    spoken: str = _langcodes().Language.get(f"und-{word}").maximize().language or ""  # if it is a country
+    return "" if spoken == "en" else spoken  # `en` is the result for unknown regions
 
 
 def checked_language(code: str, where: str) -> str:
-    """The canonical form of a code that a user gave (raises UserError, beginning with ``where``).
+    """Return the canonical form of a code that a user gave (raises UserError, beginning with ``where``).
 
     >>> checked_language("pt_br", "--language"), checked_language("FRA", "--language")
     ('pt-BR', 'fr')
@@ -260,10 +259,10 @@ def checked_language(code: str, where: str) -> str:
 
 
 def rules_language(code: Optional[str]) -> Optional[str]:
-    """`primary_language` of a code that is to choose rules; None where no language is given (or ``und``).
+    """Return `primary_language` of a code that selects rules; None if no language is given (or ``und``).
 
     Raises:
-        UserError: for what is no code: the rules of the language that was meant would be lost.
+        UserError: it is not a code: the rules of the intended language would not apply.
     """
     if code is None or not code.strip():
         return None

@@ -9,7 +9,7 @@ from typing import Any, Dict
 
 @functools.cache
 def option_help(cls: type) -> Dict[str, str]:
-    """Field name -> its docstring (a string literal under the field); fields without one are missing."""
+    """Return docstrings (string literals under the fields) by field name; fields without one are omitted."""
     from docstring_parser import parse_from_object
 
     found = {
@@ -19,7 +19,7 @@ def option_help(cls: type) -> Dict[str, str]:
 
 
 def nested_option_help(section: Any, prefix: str = "") -> Dict[str, str]:
-    """Dotted option name -> description, of a dataclass instance whose fields may be dataclasses."""
+    """Return help by dotted option name, for a dataclass instance whose fields may be dataclasses."""
     found = {prefix + name: text for name, text in option_help(section.__class__).items()}
     for field in dataclasses.fields(section):
         value = getattr(section, field.name)

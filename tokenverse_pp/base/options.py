@@ -33,11 +33,11 @@ class DecodeOptions:
     search: SearchOptions = field(default_factory=SearchOptions)
     """Options of the search."""
     tasks: Tuple[str, ...] = ()
-    """Tasks to decode, e.g. asr,scd; the tokens of no others are written. Default: all that the model knows."""
+    """Tasks to decode, e.g. asr,scd; tokens of other tasks are not written. Default: all that the model knows."""
     max_duration: float = 120.0
     """Seconds of padded audio in a batch."""
     stored_features: bool = False
-    """Take the cuts' stored features in place of their audio."""
+    """Use the cuts' stored features instead of their audio."""
     precision: Autocast = "fp32"
     """Number type of the encoder (autocast)."""
     window: float = 28.0
@@ -51,9 +51,9 @@ class DecodeOptions:
     """Scale the task's vector between its inactive (0) and active (1) state or beyond, e.g. ner=1.5; may be given
     again."""
     inactive: Optional[Inactive] = None
-    """What is done with tasks that are not asked for. suppress: they are inactive, and the search may not write their
-    tokens. strip: all tasks are decoded, and the tokens of those that are not asked for are removed from the result.
-    Default: strip if the model was trained with all labelled tasks active or has no task vectors, else suppress."""
+    """How tasks that are not requested are handled. suppress: they are inactive, and the search may not write their
+    tokens. strip: all tasks are decoded, and the tokens of those not requested are removed from the result. Default:
+    strip if the model was trained with all labelled tasks active or has no task vectors, else suppress."""
     pauses: bool = False
     """Also give the probability of an endpoint after each word, whether [ENDP] was written or not. Needs the task
     endp."""
@@ -70,7 +70,7 @@ class DecodeOptions:
 
 
 def check_windows(window: float, overlap: float) -> None:
-    """See that windows of these lengths can be joined (raises UserError)."""
+    """Check that windows of these lengths can be joined (raises UserError)."""
     if not 0 < window < math.inf:
         raise UserError(f"window: expected seconds above 0, got {window:g}")
     if not 0 < 2 * overlap < window:
@@ -86,7 +86,7 @@ class TranscribeOptions:
     tasks: Optional[Names] = None
     """Tasks to decode, e.g. asr,scd. Default: all that the model knows."""
     language: Optional[Names] = None
-    """What is spoken, if that is known, e.g. fr, or several: fr,nl. The model writes no other. Needs the task lid."""
+    """Spoken language, if known, e.g. fr, or several: fr,nl. The model writes no other. Needs the task lid."""
     hotwords: Optional[Union[str, Path, Sequence[Hotword]]] = None
     """Phrases to prefer, or a file of them: 'phrase [TAB bonus]'. Not with greedy search."""
     method: Optional[Method] = None
@@ -94,7 +94,7 @@ class TranscribeOptions:
     beam: Optional[int] = None
     """Hypotheses kept per utterance; default: those of search."""
     search: Optional[SearchOptions] = None
-    """All options of the search. language, hotwords, method, beam and lm replace theirs where they are given."""
+    """All options of the search. language, hotwords, method, beam and lm override them if given."""
     batch_seconds: float = 120.0
     """Seconds of padded audio in a batch."""
     window: float = 28.0
@@ -107,15 +107,15 @@ class TranscribeOptions:
     """Language model for shallow fusion, or a folder with one per language (docs/language_model.md); its scale and
     bonus are those of search, or of the file lm.json beside it. Not with greedy search."""
     inactive: Optional[Inactive] = None
-    """What is done with tasks that are not asked for. suppress: they are inactive, and the search may not write their
-    tokens. strip: all tasks are decoded, and the tokens of those that are not asked for are removed from the result.
-    Default: strip if the model was trained with all labelled tasks active or has no task vectors, else suppress."""
+    """How tasks that are not requested are handled. suppress: they are inactive, and the search may not write their
+    tokens. strip: all tasks are decoded, and the tokens of those not requested are removed from the result. Default:
+    strip if the model was trained with all labelled tasks active or has no task vectors, else suppress."""
     pauses: bool = False
     """Also give the probability of an endpoint after each word, whether [ENDP] was written or not. Needs the task
     endp."""
 
     def check_precision(self) -> None:
-        """See that the encoder can be run in this precision (raises UserError)."""
+        """Check that the encoder can run in this precision (raises UserError)."""
         if self.precision not in get_args(Autocast):
             raise UserError(f"precision: expected fp32, bf16 or fp16, got {self.precision!r}")
 
@@ -125,29 +125,28 @@ class StreamingOptions:
     """How to transcribe streams.
 
     Raises:
-        UserError: for ``decide_after`` that is no number of seconds.
+        UserError: ``decide_after`` is not a number of seconds above 0.
     """
 
     chunks: ChunkOptions = field(default_factory=ChunkOptions)
     """How much audio the encoder takes at a time, and how far it looks back."""
     tasks: Tuple[str, ...] = ()
-    """Tasks that a stream decodes if it does not say otherwise. Default: all of the model."""
+    """Tasks that a stream decodes unless it selects others. Default: all of the model."""
     search: SearchOptions = field(default_factory=lambda: SearchOptions(method="greedy"))
     """Options of the search; its method is greedy or beam."""
     reset_at_endpoint: bool = False
-    """As soon as the best hypothesis has an [ENDP] it becomes final, and the search starts afresh. The encoder keeps
-    its context."""
+    """As soon as the best hypothesis has an [ENDP] it becomes final, and the search starts again. The encoder keeps its
+    context."""
     decide_after: float = 30.0
     """Seconds after which the best hypothesis of a beam decides where the hypotheses still differ. This bounds memory;
     in practice they agree within a few words."""
     inactive: Optional[Inactive] = None
-    """What is done with tasks that a stream does not ask for. suppress: they are inactive, and the search may not write
-    their tokens. strip: all tasks are decoded, and the tokens of those that are not asked for are removed from its
-    events. Default: strip if the model was trained with all labelled tasks active or has no task vectors, else
-    suppress."""
+    """How tasks that a stream does not request are handled. suppress: they are inactive, and the search may not write
+    their tokens. strip: all tasks are decoded, and the tokens of those not requested are removed from its events.
+    Default: strip if the model was trained with all labelled tasks active or has no task vectors, else suppress."""
     pauses: bool = False
-    """While a pause lasts, tell the probability of an endpoint after each chunk (events of kind pause), in streams that
-    decode the task endp and do not say otherwise."""
+    """During a pause, report the probability of an endpoint after each chunk (events of kind pause), in streams that
+    decode the task endp and do not choose otherwise."""
 
     def __post_init__(self) -> None:
         if not 0 < self.decide_after < math.inf:
@@ -173,8 +172,8 @@ class ExportOptions:
     the same, with tasks that are chosen for each stream."""
     task_sets: Tuple[Tuple[str, ...], ...] = ()
     """For sherpa-onnx: the tasks to decode, e.g. asr,scd; may be given again. A set is a constant of its graph, so each
-    has an encoder of its own; they share their weights. Default: one set, of all tasks that the model knows. With form
-    prompt the sets that a stream can choose from, the first if it chooses none. Default: all sets."""
+    has its own encoder; they share their weights. Default: one set, of all tasks that the model knows. With form
+    prompt: the sets that a stream can choose from; the first is its default. Default: all sets."""
     opset: int = 17
     """ONNX opset; 17 is the first with LayerNormalization."""
 
@@ -197,5 +196,5 @@ class PageOptions:
     utterances: int = 30
     """How many of the worst utterances are listed, and half as many conversations."""
     embed_audio: bool = False
-    """Put the audio of the listed utterances into the page, so that it can be sent elsewhere; otherwise the page links
-    to it."""
+    """Embed the audio of the listed utterances in the page, so that it can be shared; otherwise the page links to
+    it."""

@@ -14,8 +14,8 @@ JoinerDtype = Literal["float32", "bfloat16", "float16"]
 METHODS = get_args(Method)
 JOINER_DTYPES = (None, *get_args(JoinerDtype))
 MOST_HOTWORDS = 10000
-LM_SCALE, LM_BONUS = 0.4, 1.5  # of a language model that brings none of its own
-Numbers = Tuple[Tuple[str, float], ...]  # name, its number
+LM_SCALE, LM_BONUS = 0.4, 1.5  # for a language model without its own
+Numbers = Tuple[Tuple[str, float], ...]  # (name, number) pairs
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,13 @@ class SearchOptions:
     """Options of `tokenverse_pp.decoding.search.search`.
 
     Raises:
-        UserError: for a value that no search can use.
+        UserError: a value is invalid.
     """
 
     method: Method = "beam"
-    """Search method. greedy: the best symbol of each frame. beam: modified beam search. full_beam: beam search with up
-    to max_symbols symbols a frame. k2_fast_beam: a lattice by k2, where k2 is installed. All but full_beam emit at most
-    one symbol a frame; greedy as many as model.symbols_per_frame says, 1 by default."""
+    """Search method. greedy: the best symbol of each frame, or up to model.symbols_per_frame symbols, 1 by default.
+    beam: modified beam search. full_beam: beam search with up to max_symbols symbols a frame. k2_fast_beam: a lattice
+    by k2, if k2 is installed. beam and k2_fast_beam emit at most one symbol a frame."""
     beam: int = 4
     """Hypotheses kept per utterance; greedy search keeps one."""
     nbest: int = 1
@@ -56,9 +56,9 @@ class SearchOptions:
     """Added to the score for each token, in the search and in the ranking; not to log_prob. With length_norm it is
     divided by the length in the final ranking."""
     hotwords: Optional[Tuple[Union[str, Tuple[str, float]], ...]] = None
-    """Phrases to prefer, each with or without a bonus of its own (see `tokenverse_pp.decoding.context_graph`)."""
+    """Phrases to prefer, each with or without its own bonus (see `tokenverse_pp.decoding.context_graph`)."""
     hotword_score: float = 1.5
-    """Bonus in nats for each token of a phrase without a bonus of its own."""
+    """Bonus in nats for each token of a phrase without its own bonus."""
     lm: Optional[str] = None
     """Language model for shallow fusion (.tsv of words or .arpa), or a folder with one per language."""
     lm_scale: Optional[float] = None
@@ -146,7 +146,7 @@ class SearchOptions:
 
     @cached_property
     def width(self) -> int:
-        """Hypotheses kept an utterance."""
+        """Hypotheses kept per utterance."""
         return 1 if self.method == "greedy" else self.beam
 
 

@@ -1,16 +1,16 @@
-"""Object storage (``s3://``, ``gs://``, ``hf://``, ..) through fsspec: a local cache of what is read, and uploads.
+"""Object storage (``s3://``, ``gs://``, ``hf://``, ..) through fsspec: a local cache for reading, and uploads.
 
-Objects are read whole, never in part: they are downloaded into a cache, their length is compared with what the store
-says, and what failed or came short is fetched again. From there on they are local files. Uploads are compared in the
-same way. An object becomes visible whole or not at all, so one upload needs no second name; several that belong
-together need an order, which is the business of those who write them (`tokenverse_pp.training.storage`).
+Objects are always read as a whole: they are downloaded into a cache, their length is compared with the store's, and
+failed or incomplete downloads are repeated. After that they are local files. Uploads are checked in the same way. An
+object becomes visible completely or not at all, so one upload needs no temporary name; several that belong together
+need an order, which the caller ensures (`tokenverse_pp.training.storage`).
 
-Credentials, endpoints and timeouts are those of the library behind fsspec (s3fs, gcsfs, huggingface_hub). See
+Credentials, endpoints and timeouts are those of the library that fsspec uses (s3fs, gcsfs, huggingface_hub). See
 docs/object_storage.md.
 
-The cache is `cache_folder`/objects. A folder in it holds the objects that one call asked for, under a digest of their
-names and versions, so that an object that was replaced is fetched again. Where they exceed ``TOKENVERSE_PP_CACHE_GB``,
-those that were not used for longest go first; never those that a process holds.
+The cache is `cache_folder`/objects. Each folder in it holds the objects of one call, under a digest of their names and
+versions, so that a replaced object is fetched again. If they exceed ``TOKENVERSE_PP_CACHE_GB``, the least recently used
+ones are removed, but never those that a process holds.
 """
 
 from __future__ import annotations
@@ -41,39 +41,39 @@ TRIES = 10
 LONGEST_PAUSE = 20.0  # seconds between two tries; all pauses together are 33 to 65 s
 READ_AHEAD = "read-ahead"  # name of threads
 AT_ONCE = 8  # transfers of a process
-# What tells an object from the one before, in the words of different stores; the first that there is.
+# Fields of different stores that identify the version of an object; the first one present counts.
 DIGESTS = ("ETag", "etag", "md5Hash", "blob_id")
 VERSION = (*DIGESTS, "mtime", "LastModified", "last_modified", "created")
-# Errors that another try does not mend. Some are named, since their libraries need not be installed.
+# Errors that another try does not fix. Some are given by name, since their libraries may not be installed.
 FINAL = (PermissionError, IsADirectoryError, NotADirectoryError, ImportError, TypeError)
 FINAL_NAMES = {
     *("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "ParamValidationError"),
     *("RepositoryNotFoundError", "GatedRepoError", "RevisionNotFoundError", "DefaultCredentialsError"),
 }
 _held: Dict[Path, int] = {}  # folders of the cache that this process reads from, with the handles that lock them
-_known: Dict[str, Info] = {}  # objects that this process has listed, and need not ask for again
-_ahead: Set[str] = set()  # what threads of this process are reading ahead
+_known: Dict[str, Info] = {}  # objects that this process has listed, and need not look up again
+_ahead: Set[str] = set()  # URLs that threads of this process read ahead
 _told: Set[str] = set()
 
 
 def local_path(path: PathLike) -> Path:
-    """The path itself, or for a URL a copy in the cache, which stays until this process ends (raises UserError)."""
+    """Return the path, or for a URL a copy in the cache, kept until this process ends (raises UserError)."""
     url = url_of(path)
     return Path(path) if url is None else fetch(url)
 
 
 def fetch(url: str) -> Path:
-    """A copy of an object in the cache, which stays there until this process ends (raises UserError)."""
+    """Return a copy of an object in the cache, kept until this process ends (raises UserError)."""
     folder, name = posixpath.split(url)
     return fetch_folder(folder, {name: info_of(url)}) / name
 
 
 def fetch_folder(url: str, names: Mapping[str, Info]) -> Path:
-    """A folder of the cache with copies of objects, which stays there until this process ends.
+    """Return a folder of the cache with copies of objects, kept until this process ends.
 
     Args:
-        url: of the folder.
-        names: relative names, with what `list_folder` says of them.
+        url: URL of the folder.
+        names: relative names, with their information from `list_folder`.
 
     Raises:
         UserError: an object cannot be read.
@@ -89,19 +89,19 @@ def fetch_folder(url: str, names: Mapping[str, Info]) -> Path:
 
 
 def open_cached(url: str) -> IO[bytes]:
-    """Open an object for reading, by way of the cache (raises UserError). It may leave the cache while it is open."""
+    """Open an object for reading, through the cache (raises UserError). The cache may drop it while it is open."""
     folder, name = posixpath.split(url)
     names = {name: info_of(url)}
     while True:
-        with contextlib.suppress(FileNotFoundError):  # it had to make room for others just now
+        with contextlib.suppress(FileNotFoundError):  # it was just removed to make room
             return open(_entry(folder, names) / name, "rb")
 
 
 def read_ahead(urls: Iterable[str]) -> None:
-    """Start to fetch objects that are about to be opened; whoever opens them waits for the rest, or for an error."""
+    """Start to fetch objects that will be opened soon; opening them waits for the rest, or raises the error."""
 
     def fetched(url: str) -> None:
-        with contextlib.suppress(Exception):  # told when it is opened
+        with contextlib.suppress(Exception):  # raised when it is opened
             open_cached(url).close()
         _ahead.discard(url)
 
@@ -113,18 +113,18 @@ def read_ahead(urls: Iterable[str]) -> None:
 
 
 def list_folder(url: str) -> Dict[str, Info]:
-    """All objects below a URL, by relative name, with their size and version; none where there are none."""
+    """Return all objects below a URL, by relative name, with size and version; empty if there are none."""
     found = _patiently(url, lambda fs, path: fs.find(path, detail=True), missing={})
     _, path = _filesystem(url)
     prefix = path.rstrip("/") + "/"
     names = {name[len(prefix) :]: info for name, info in found.items() if name.startswith(prefix)}
-    # A key may be anything: those that no file below a folder can have are left out.
+    # A key may be anything: those that cannot be file names below a folder are left out.
     plain = [name for name in names if "\\" not in name and not {"", ".", ".."} & set(name.split("/"))]
     return {name: names[name] for name in sorted(plain)}
 
 
 def info_of(url: str) -> Info:
-    """Size and version of an object, as listed (`remember`) or asked for (raises UserError where there is none)."""
+    """Return size and version of an object, remembered (`remember`) or looked up (raises UserError if missing)."""
     if url in _known:
         return _known[url]
     info = _patiently(url, lambda fs, path: fs.info(path))
@@ -134,9 +134,9 @@ def info_of(url: str) -> Info:
 
 
 def remember(url: str, names: Mapping[str, Info]) -> None:
-    """Take what `list_folder` says of some objects for granted in this process: opening them takes no other request.
+    """Keep what `list_folder` returned for some objects in this process: opening them needs no other request.
 
-    One that is replaced after that is an error when it is fetched.
+    Fetching an object that was replaced after that is an error.
     """
     _known.update({f"{url}/{name}": info for name, info in names.items()})
 
@@ -180,14 +180,14 @@ def upload(source: Union[Path, bytes], url: str) -> None:
 
 
 def remove(url: str) -> None:
-    """Delete an object; nothing where there is none (raises UserError)."""
+    """Delete an object if it exists (raises UserError)."""
     _patiently(url, lambda fs, path: fs.rm_file(path), missing=None)
 
 
 def in_parallel(function: Callable[[T], Any], items: Iterable[T]) -> None:
-    """Call a function for each item, several at once, and raise the first error. One alone is done in this thread."""
+    """Call a function for each item, several at once, and raise the first error. A single one runs in this thread."""
     items = list(items)
-    if len(items) == 1:  # the threads of a pool hold up the end of the process, which `read_ahead` must not
+    if len(items) == 1:  # threads of a pool delay the end of the process, which `read_ahead` must not
         function(items[0])
         return
     with ThreadPoolExecutor(AT_ONCE) as pool:
@@ -196,13 +196,13 @@ def in_parallel(function: Callable[[T], Any], items: Iterable[T]) -> None:
 
 
 def working_folder(path: PathLike, purpose: str) -> Path:
-    """A local folder for what is written bit by bit: the path itself, or for a URL one in the cache folder."""
+    """Return a local folder for files written in pieces: the path, or for a URL one in the cache folder."""
     url = url_of(path)
     return Path(path) if url is None else cache_folder() / purpose / f"{posixpath.basename(url)}-{_digest(url)}"
 
 
 def handles(url: str) -> bool:
-    """Whether fsspec has what it takes to open a URL. Web pages and files are left to others."""
+    """Whether fsspec can open a URL. Web pages and local files are left to others."""
     scheme = url.split(":", 1)[0].lower()
     if scheme in ("http", "https", "file", "local"):
         return False
@@ -216,7 +216,7 @@ def handles(url: str) -> bool:
 
 
 def _filesystem(url: str) -> Tuple[Any, str]:
-    """fsspec's file system and path of a URL; file systems are kept by fsspec, one a process and thread."""
+    """Return fsspec's file system and path of a URL; fsspec keeps one file system per process and thread."""
     try:
         import fsspec
 
@@ -232,13 +232,13 @@ MISSING: Any = object()
 
 
 def _patiently(url: str, action: Callable[[Any, str], T], missing: Any = MISSING) -> T:
-    """``action(file system, path)``, tried again after errors that may pass; the pauses double, and vary by a half.
+    """Call ``action(file system, path)``, again after transient errors; the pauses double, and vary by a half.
 
     Args:
-        missing: what to return where there is no such object.
+        missing: what to return if there is no such object.
 
     Raises:
-        UserError: naming the URL, where it cannot work, or did not in `TRIES` tries.
+        UserError: naming the URL, if the error is permanent or `TRIES` tries failed.
     """
     for number in range(1, TRIES + 1):
         try:
@@ -249,7 +249,7 @@ def _patiently(url: str, action: Callable[[Any, str], T], missing: Any = MISSING
             if missing is not MISSING:
                 return missing
             raise UserError(f"{url}: no such file, folder or bucket") from None
-        except Exception as error:  # libraries raise errors of their own, and those of the HTTP client they use
+        except Exception as error:  # libraries raise their own errors, and those of the HTTP client they use
             is_full = isinstance(error, OSError) and error.errno == errno.ENOSPC
             if is_full or isinstance(error, FINAL) or type(error).__name__ in FINAL_NAMES:
                 raise UserError(f"{url}: {one_line(error) or type(error).__name__}") from None
@@ -266,17 +266,17 @@ def _digest(text: str) -> str:
 
 
 def _entry(url: str, names: Mapping[str, Info]) -> Path:
-    """The folder of the cache with these objects, which are fetched if they are not there.
+    """Return the folder of the cache with these objects, which are fetched if they are missing.
 
-    Of several processes that want the same one fetches it, and the others wait. It may be removed at any time unless it
-    is locked.
+    If several processes want the same folder, one fetches it and the others wait. It may be removed at any time unless
+    it is locked.
     """
     versions = [(name, info["size"], _version(info)) for name, info in names.items()]
     key = _digest(json.dumps([url, versions]))
     objects = cache_folder() / "objects"
     entry = objects / key
     if not _is_whole(entry, names):
-        staging = objects / "staging" / key[:2]  # not one an object, as these are never removed
+        staging = objects / "staging" / key[:2]  # not one per object, as these are never removed
         staging.mkdir(parents=True, exist_ok=True)
         with locked(staging):
             if not _is_whole(entry, names):
@@ -284,7 +284,7 @@ def _entry(url: str, names: Mapping[str, Info]) -> Path:
                     _drop(entry, objects)
                 _make_room(objects, sum(info["size"] for info in names.values()))
                 new = staging / "new"
-                shutil.rmtree(new, ignore_errors=True)  # of a process that was killed
+                shutil.rmtree(new, ignore_errors=True)  # left by a killed process
                 new.mkdir()
                 in_parallel(lambda item: download(f"{url}/{item[0]}", new / item[0], item[1]), names.items())
                 os.replace(new, entry)
@@ -294,7 +294,7 @@ def _entry(url: str, names: Mapping[str, Info]) -> Path:
 
 
 def _is_whole(entry: Path, names: Mapping[str, Info]) -> bool:
-    """Whether a folder of the cache is there, with files of the right size: a machine that lost power may cut them."""
+    """Whether a folder of the cache has files of the right size: a loss of power may truncate them."""
     try:
         return all((entry / name).stat().st_size == info["size"] for name, info in names.items())
     except OSError:
@@ -302,7 +302,7 @@ def _is_whole(entry: Path, names: Mapping[str, Info]) -> bool:
 
 
 def _drop(entry: Path, objects: Path) -> None:
-    """Remove a folder of the cache, which no other process then takes for whole."""
+    """Remove a folder of the cache so that no other process takes it for complete."""
     gone = objects / "staging" / f"gone-{os.getpid()}-{threading.get_ident()}"
     handle = _held.pop(entry, None)
     if handle is not None:
@@ -313,14 +313,14 @@ def _drop(entry: Path, objects: Path) -> None:
 
 
 def _version(info: Info) -> str:
-    """What tells an object from others under its name."""
+    """Return the version that identifies an object among those of its name."""
     return next((str(info[key]) for key in VERSION if info.get(key)), "")
 
 
 def _lock(folder: Path, shared: bool) -> Optional[int]:
-    """Lock a folder of the cache; returns the handle, None where it is gone or is locked by others.
+    """Lock a folder of the cache; return the handle, or None if it is gone or locked by others.
 
-    Where there are no such locks a shared one always succeeds, and one for removing it never does.
+    Without support for such locks, a shared one always succeeds and an exclusive one never does.
     """
     try:
         handle = os.open(folder, os.O_RDONLY)
@@ -345,7 +345,7 @@ def _lock(folder: Path, shared: bool) -> Optional[int]:
 
 
 def cache_limit() -> float:
-    """The bytes that the cache may hold (raises UserError)."""
+    """Return the largest size of the cache in bytes (raises UserError)."""
     text = os.environ.get(SIZE, "")
     try:
         gigabytes = float(text) if text else DEFAULT_SIZE
@@ -357,7 +357,7 @@ def cache_limit() -> float:
 
 
 def _make_room(objects: Path, needed: int) -> None:
-    """Remove what was not used for longest, until ``needed`` bytes fit; what processes hold stays."""
+    """Remove the least recently used folders until ``needed`` bytes fit; those that processes hold stay."""
     limit = cache_limit()
     with locked(objects):
         entries: List[Tuple[float, int, Path]] = []

@@ -1,4 +1,4 @@
-"""Speech recognition: the words. It has no token of its own and is always active."""
+"""Speech recognition: the words. It has no task token and is always active."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Asr(Task):
-    """The transcript. Labelled by ``supervision.text``: plain words, single spaces, no brackets."""
+    """The transcript. Labelled by ``supervision.text``: plain words, separated by single spaces, without brackets."""
 
     name: ClassVar[str] = "asr"
 
@@ -42,11 +42,11 @@ class Asr(Task):
         return None
 
     def to_marks(self, answer: Any, num_words: int) -> List[Tuple[int, int, str]]:
-        """No tokens."""
+        """Return no tokens."""
         return []
 
     def from_marks(self, marks: Sequence[Mark], num_words: int) -> None:
-        """No answer."""
+        """Return None."""
         return None
 
     def score(self, examples: Sequence[ScoredExample]) -> Dict[str, Any]:
@@ -62,7 +62,7 @@ class Asr(Task):
 
 
 def _language_of(example: ScoredExample) -> str:
-    """The language of the reference, labelled for ``lid`` or not; used only to group WER."""
+    """Return the reference's language, whether labelled for ``lid`` or not; only for grouping WER."""
     if example.ref.language:
         return language_group(example.ref.language, example.languages) or ""
     turns = turns_of(example.cut) if example.cut is not None else []

@@ -32,7 +32,7 @@ class ScoredExample:
     """A reference and a hypothesis, for `Task.score`.
 
     ``cut`` is the reference cut (for times), ``hyp_marks`` the task tokens of the hypothesis with their
-    times, ``languages`` those that are counted apart though they may be regions of one.
+    times, ``languages`` the codes that are counted separately even if they are regions of one language.
     """
 
     id: str
@@ -57,10 +57,10 @@ class Task(ABC):
 
     @classmethod
     def options_for(cls, tokens: Sequence[str]) -> Dict[str, Any]:
-        """Options with which the task owns its tokens among ``tokens``: for reading text without the model.
+        """Return the options with which the task owns its tokens among ``tokens``, to read text without the model.
 
-        None by default. A task whose tokens depend on its options, and can be told from those of others by their
-        form (``[NE:PER]``), says them here.
+        Empty by default. A task whose tokens depend on its options, and whose tokens can be recognised by their form
+        (``[NE:PER]``), overrides this method.
         """
         return {}
 
@@ -83,7 +83,7 @@ class Task(ABC):
         return token in self.symbols
 
     def options(self) -> Dict[str, Any]:
-        """The options that `from_options` takes to build this task again."""
+        """Return the options from which `from_options` builds this task again."""
         return {}
 
     def __eq__(self, other: object) -> bool:
@@ -94,23 +94,23 @@ class Task(ABC):
 
     @abstractmethod
     def check(self, cut: Cut) -> List[str]:
-        """Problems of this task's labels on a cut: one line per problem, naming the field."""
+        """Return the problems of this task's labels on a cut: one line per problem, with the field."""
 
     @abstractmethod
     def from_cut(self, cut: Cut) -> Any:
-        """The answer that a labelled cut gives (positions count the words of all its turns in time order)."""
+        """Return the answer in a cut's labels (positions count the words of all its turns in time order)."""
 
     @abstractmethod
     def to_marks(self, answer: Any, num_words: int) -> List[Tuple[int, int, str]]:
-        """The answer as task tokens: (position, rank, token)."""
+        """Return the answer as task tokens: (position, rank, token)."""
 
     @abstractmethod
     def from_marks(self, marks: Sequence[Mark], num_words: int) -> Any:
-        """Read the answer back from its marks: never fails, malformed output has a documented rule."""
+        """Read the answer from its marks. Never raises: each task documents its rule for malformed output."""
 
     @property
     def reader(self) -> MarkReader:
-        """`from_marks` as a function; each `TaskSet` asks for it once."""
+        """`from_marks` as a function; each `TaskSet` gets it once."""
         return self.from_marks
 
     def project(self, answer: Any) -> Any:
@@ -118,14 +118,14 @@ class Task(ABC):
         return answer
 
     def widened(self: T, answers: Sequence[Any]) -> T:
-        """The task that can write these answers of references too, so that what a model cannot write is missed."""
+        """Return the task that can also write these reference answers: what the model cannot write is a miss."""
         return self
 
     def record(self, transcript: Answers, words: Sequence[Word], marks: Sequence[Mark]) -> Dict[str, Any]:
-        """Fields of a task from outside the package in a line of hyps.jsonl: by default its tokens with their times.
+        """Return the fields of an external task in a line of hyps.jsonl: by default its tokens with their times.
 
         Args:
-            transcript: with the task's answer; its words are ``words``, which have times.
+            transcript: has the task's answer, and the words of ``words`` without times.
             marks: the task's own tokens.
         """
         return {self.name: [{"token": mark.token, "time": seconds(mark.time)} for mark in marks]}
@@ -166,11 +166,11 @@ class TaskSet:
         return TaskSet(tuple(task for task in self.tasks if task.name == "asr" or task.name in names))
 
     def mask(self, active: Sequence[str]) -> List[bool]:
-        """For each task of this set whether it is active (``asr`` always is)."""
+        """Return for each task of this set whether it is active (``asr`` always is)."""
         return [name == "asr" or name in active for name in self.names]
 
     def render(self, transcript: Answers) -> str:
-        """Write a transcript with the tokens of these tasks, as far as it has answers for them."""
+        """Return a transcript as text, with the tokens of those tasks for which it has answers."""
         marks = [
             mark
             for task in self.tasks
@@ -190,15 +190,15 @@ class TaskSet:
 
     @cached_property
     def reader(self) -> TranscriptReader:
-        """Reads what was written with the tokens of these tasks."""
+        """Reads transcripts with the tokens of these tasks."""
         return TranscriptReader(self)
 
     def read(self, words: Sequence[str], marks: Sequence[Mark]) -> Answers:
-        """Words and task tokens -> an answer for each task of this set, and no other."""
+        """Return an answer for each task of this set, and only these, read from words and task tokens."""
         return self.reader.answers(words, marks)
 
     def restrict(self, transcript: Answers) -> Answers:
-        """What of a transcript these tasks can write: `parse` of `render` gives exactly this."""
+        """Return the part of a transcript that these tasks can write: `parse` of `render` gives exactly this."""
         answers = {
             task.name: task.project(transcript.answers[task.name])
             for task in self.tasks
@@ -211,7 +211,7 @@ COLLARS = (0.25, 0.5)  # seconds
 
 
 class PositionTask(Task):
-    """A task whose answer is a tuple of positions, each written as one and the same token."""
+    """A task whose answer is a tuple of positions, each written as the same token."""
 
     token: ClassVar[str]
     rank: ClassVar[int]
@@ -232,7 +232,7 @@ class PositionTask(Task):
 
     @abstractmethod
     def intervals(self, cut: Cut) -> List[Interval]:
-        """The (start, end) in seconds of each event of the cut; a token within it is correct."""
+        """The (start, end) in seconds of each event of the cut; a token within that interval is correct."""
 
     def to_marks(self, answer: Sequence[int], num_words: int) -> List[Tuple[int, int, str]]:
         """One token per position."""

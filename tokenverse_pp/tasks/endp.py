@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 class Endpoint(PositionTask):
     """Answer: positions 0 < p <= n after the last word of a turn that is complete.
 
-    Labelled by ``supervision.custom["endpoint"]`` (bool). Reading back: a token before the first word is
-    dropped; several at one position are one.
+    Labelled by ``supervision.custom["endpoint"]`` (bool). Parsing drops a token before the first word and merges
+    several at one position.
     """
 
     name: ClassVar[str] = "endp"
@@ -35,11 +35,11 @@ class Endpoint(PositionTask):
         ]
 
     def from_cut(self, cut: Cut) -> Tuple[int, ...]:
-        """After the last word of each turn with ``custom["endpoint"]``."""
+        """Positions after the last word of each turn with ``custom["endpoint"]``."""
         return tuple(turn.end_word for turn in _complete(cut))
 
     def intervals(self, cut: Cut) -> List[Interval]:
-        """From the turn's end to the next turn's start (or to the cut's end after the last turn)."""
+        """Intervals from the turn's end to the next turn's start (or to the cut's end after the last turn)."""
         turns = turns_of(cut)
         starts = [turn.start for turn in turns[1:]] + [cut.duration]
         following = {turn.index: start for turn, start in zip(turns, starts)}

@@ -27,14 +27,14 @@ from tokenverse_pp.tasks.transcript import Mark, MarkReader, read_first, turns_o
 if TYPE_CHECKING:
     from lhotse.cut import Cut
 
-# Nepali's two-letter code would be written [NE], which opens an entity: it is written in three letters.
+# Nepali's two-letter code would give [NE], which opens an entity, so its three-letter code is used.
 WRITTEN_AS = {"ne": "nep"}
 READ_AS = {written: code for code, written in WRITTEN_AS.items()}
 CODE = re.compile(r"[a-z]{2,3}(-[a-z0-9]+)*")
 
 
 def language_token(code: str) -> str:
-    """``fr`` -> ``[FR]``. Of a locale's name that of its code; other codes are not changed (``fra`` is ``[FRA]``).
+    """Return the token of a code or locale name: ``fr`` -> ``[FR]``. Codes are not shortened (``fra`` -> ``[FRA]``).
 
     >>> language_token("pt-br"), language_token("ne"), language_token("ru_RU.UTF-8")
     ('[PT-BR]', '[NEP]', '[RU-RU]')
@@ -51,10 +51,10 @@ def language_code(token: str) -> str:
 
 @dataclass(frozen=True)
 class LanguageId(Task):
-    """Answer: a language code in lower case (``fr``, ``pt-br``), or None where no token was written.
+    """Answer: a language code in lower case (``fr``, ``pt-br``), or None if no token was written.
 
-    Labelled by ``supervision.language``, the same for all turns of a cut. Reading back: the first language
-    token counts, wherever it stands; later ones are dropped.
+    Labelled by ``supervision.language``, the same for all turns of a cut. Parsing uses the first language token,
+    wherever it stands, and drops later ones.
     """
 
     languages: Tuple[str, ...] = ()
@@ -63,7 +63,7 @@ class LanguageId(Task):
 
     @classmethod
     def from_options(cls, options: Any) -> LanguageId:
-        """``languages``: the codes that the model can write."""
+        """Build the task from ``languages``, the codes that the model can write."""
         return cls(languages=tuple(options.get("languages", ())))
 
     def options(self) -> Dict[str, Any]:
@@ -77,11 +77,11 @@ class LanguageId(Task):
 
     @property
     def ranks(self) -> Dict[str, int]:
-        """All before the first word."""
+        """All tokens precede the first word."""
         return dict.fromkeys(self.symbols, RANK_FRONT)
 
     def check(self, cut: Cut) -> List[str]:
-        """Every turn has a code, of the same language in all, and one of the task's where these are given."""
+        """Check that all turns have codes of the same language, one of the task's if it lists any."""
         turns = turns_of(cut)
         problems = [
             f"supervision {turn.index}, field 'language': {problem}"
@@ -103,9 +103,9 @@ class LanguageId(Task):
         return []
 
     def written(self, code: str) -> str:
-        """The code that the model writes for a label: its own language that is meant, else the language alone.
+        """Return the code that the model writes for a label: its matching language, else the plain language.
 
-        Without languages of its own, the label's canonical form.
+        If the task lists no languages, this is the label's canonical form.
 
         >>> LanguageId(("fr", "pt-BR")).written("fr_CA"), LanguageId(("fr", "pt-BR")).written("de-AT")
         ('fr', 'de')
@@ -125,14 +125,14 @@ class LanguageId(Task):
         return self.written(answer) if answer and self.languages else answer
 
     def to_marks(self, answer: Optional[str], num_words: int) -> List[Tuple[int, int, str]]:
-        """One token at the very front."""
+        """Return one token before all words."""
         if answer is None:
             return []
         return [(0, RANK_FRONT, language_token(match_language(answer, self.languages) or answer))]
 
     @property
     def reader(self) -> MarkReader:
-        """The first token's language."""
+        """Reads the language of the first token."""
         return partial(read_first, meanings={token: language_code(token) for token in self.symbols})
 
     def from_marks(self, marks: Sequence[Mark], num_words: int) -> Optional[str]:
@@ -146,7 +146,7 @@ class LanguageId(Task):
 
 
 def _label_problem(language: Any) -> str:
-    """What is wrong with a turn's language; ``jp`` and the like pass (see `language_problem`): old labels have them."""
+    """Return the problem of a turn's language; ``jp`` and similar codes of old labels pass (see `language_problem`)."""
     because = " because the cut is labelled for lid, found "
     if not isinstance(language, str) or not language.strip():
         return f"expected a code such as 'fr'{because}{language!r}"
@@ -154,5 +154,5 @@ def _label_problem(language: Any) -> str:
 
 
 def _apart(codes: Sequence[str]) -> List[str]:
-    """Codes of which each contradicts the first, and the first."""
+    """Return the first code and those that are incompatible with it."""
     return [code for code in codes if code == codes[0] or not compatible_languages(code, codes[0])]

@@ -18,12 +18,11 @@ OPEN, CLOSE = "[NE]", "[/NE]"
 
 @dataclass(frozen=True)
 class NamedEntities(Task):
-    """Answer: entities in order, none empty, none overlapping another.
+    """Answer: the entities in order; none is empty, and none overlaps another.
 
     Labelled by ``supervision.custom["entities"]``, a list of ``{"start": char, "end": char, "type": str}``
-    into ``supervision.text``; each begins and ends at a word boundary. Reading back: ``[/NE]`` alone is
-    dropped, an ``[NE]`` that is never closed, or is opened again before it is closed, is dropped; so is an
-    empty entity.
+    of character offsets into ``supervision.text``; each begins and ends at a word boundary. Parsing drops a ``[/NE]``
+    without ``[NE]``, an ``[NE]`` that is not closed before the next one or the end, and an empty entity.
     """
 
     types: Tuple[str, ...] = ()
@@ -33,31 +32,31 @@ class NamedEntities(Task):
 
     @classmethod
     def from_options(cls, options: Any) -> NamedEntities:
-        """``types``: the entity types to write; none for untyped entities."""
+        """Build the task from ``types``, the entity types to write (empty: untyped entities)."""
         return cls(types=tuple(options.get("types", ())))
 
     @classmethod
     def options_for(cls, tokens: Sequence[str]) -> Dict[str, Any]:
-        """The types of the opening tokens that have one."""
+        """Return the entity types in opening tokens (``[NE:TYPE]``)."""
         return {"types": list(dict.fromkeys(t[4:-1] for t in tokens if t.startswith("[NE:")))}
 
     def widened(self, answers: Sequence[Sequence[EntitySpan]]) -> NamedEntities:
-        """With the types of all entities, where the task is typed."""
+        """Return the task with the types of all entities added, if it is typed."""
         types = {entity.type for answer in answers for entity in answer if entity.type is not None}
         return NamedEntities(tuple(sorted(types.union(self.types)))) if self.types else self
 
     def options(self) -> Dict[str, Any]:
-        """The types, where the task is typed."""
+        """Return the types, if the task is typed."""
         return {"types": list(self.types)} if self.types else {}
 
     @property
     def symbols(self) -> Tuple[str, ...]:
-        """Opening tokens, and the one that closes."""
+        """The opening tokens and the closing token."""
         return (*self.opening, CLOSE)
 
     @property
     def ranks(self) -> Dict[str, int]:
-        """Opening before a word, closing after one."""
+        """Opening tokens precede a word; the closing token follows one."""
         return {**dict.fromkeys(self.opening, RANK_OPEN), CLOSE: RANK_CLOSE}
 
     @property
@@ -66,7 +65,7 @@ class NamedEntities(Task):
         return tuple(f"[NE:{kind}]" for kind in self.types) if self.types else (OPEN,)
 
     def check(self, cut: Cut) -> List[str]:
-        """Every turn has a list of entities whose spans lie on word boundaries and do not overlap."""
+        """Check that every turn has a list of entities whose spans lie on word boundaries and do not overlap."""
         return [problem for turn in turns_of(cut) for problem in _check_turn(turn, self.types)]
 
     def from_cut(self, cut: Cut) -> Tuple[EntitySpan, ...]:
@@ -84,13 +83,13 @@ class NamedEntities(Task):
         return tuple(found)
 
     def project(self, answer: Sequence[EntitySpan]) -> Tuple[EntitySpan, ...]:
-        """Without types where the task is untyped; only the known types where it is typed."""
+        """Remove the types if the task is untyped; drop entities of unknown types if it is typed."""
         if self.types:
             return tuple(entity for entity in answer if entity.type in self.types)
         return tuple(EntitySpan(entity.start, entity.end) for entity in answer)
 
     def to_marks(self, answer: Sequence[EntitySpan], num_words: int) -> List[Tuple[int, int, str]]:
-        """An opening token before the first, a closing one after the last word of each."""
+        """Return an opening token before the first word of each entity, and a closing one after the last."""
         marks = []
         for entity in self.project(answer):
             marks.append((entity.start, RANK_OPEN, f"[NE:{entity.type}]" if self.types else OPEN))
@@ -99,7 +98,7 @@ class NamedEntities(Task):
 
     @property
     def reader(self) -> MarkReader:
-        """Pairs of opening and closing tokens, by the rule in the class's docstring."""
+        """Reads pairs of opening and closing tokens by the rules in the class docstring."""
         return partial(read_spans, types=dict(zip(self.opening, self.types or (None,))))
 
     def from_marks(self, marks: Sequence[Mark], num_words: int) -> Tuple[EntitySpan, ...]:
@@ -156,6 +155,6 @@ def _check_turn(turn: LabelledTurn, types: Sequence[str]) -> List[str]:
 
 
 def _start_of(item: Any) -> int:
-    """The start of an entity item, -1 for anything that has none."""
+    """Return the start of an entity item, or -1 if it has none."""
     start = item.get("start") if isinstance(item, dict) else None
     return start if isinstance(start, int) and not isinstance(start, bool) else -1

@@ -11,8 +11,8 @@
 | ``[ALLCAPS]`` | before a word | a word of two or more letters, all capitals | all letters as capitals |
 
 Of several signs between two words (``?!``, ``...``) the strongest is kept: ``?``, ``!``, ``.``, ``:``, ``,``. A sign
-within a word or number (``3,5``, ``A.M.``) is no mark. Other signs (quotes, brackets, dashes, ``¿``) and capitals in
-the middle of a word are not written back. Nothing here needs torch or lhotse.
+within a word or number (``3,5``, ``A.M.``) is not a mark. Other signs (quotes, brackets, dashes, ``¿``) and capitals in
+the middle of a word are not restored. Neither torch nor lhotse is imported.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ if TYPE_CHECKING:
     from lhotse.cut import Cut
 
 CAP, ALLCAPS = "[CAP]", "[ALLCAPS]"
-# The signs of each mark. The strongest first: of several between two words it is kept.
+# The signs of each mark, strongest first: of several signs between two words the strongest is kept.
 SIGNS = {"?": "?？؟\u037e", "!": "!！", ".": ".…。．｡।۔", ":": ":：", ",": ",;，；、､،؛"}
 SIGN_OF = {sign: mark for mark, signs in SIGNS.items() for sign in signs}
 STRENGTH = {mark: len(SIGNS) - i for i, mark in enumerate(SIGNS)}
 TOKENS = tuple(f"[{mark}]" for mark in ".,?!:")
 CJK, ARABIC, DEVANAGARI = "CJK", "ARABIC", "DEVANAGARI"
-# How a mark is written after a word of these scripts; as it is after others.
+# How a mark is written after a word of these scripts; after other words it is not changed.
 SCRIPTS = {
     CJK: {".": "。", ",": "，", "?": "？", "!": "！", ":": "："},
     ARABIC: {",": "،", "?": "؟"},
     DEVANAGARI: {".": "।"},
 }
-APOSTROPHES = "\u02bc\u02b9\u0640"  # letters to Unicode, but no letters of a word; the Arabic elongation
+APOSTROPHES = "\u02bc\u02b9\u0640"  # letters in Unicode that are not part of a word, and the Arabic elongation
 WRITTEN = "written"  # key of supervision.custom
 
 Written = Tuple[Tuple[int, str], ...]  # (position, token), in order
@@ -52,9 +52,9 @@ Written = Tuple[Tuple[int, str], ...]  # (position, token), in order
 class Punctuation(Task):
     """Answer: (position, token) in order; position p is the gap before word p, as everywhere.
 
-    Labelled by ``supervision.custom["written"]``, the turn's text as one would print it. Its letters and digits must be
-    those of ``supervision.text``, but for case and accents. Reading back: of several marks after a word, and of several
-    capitals before one, the first counts; a mark before the first word or a capital after the last is dropped.
+    Labelled by ``supervision.custom["written"]``, the turn's text as printed. Its letters and digits must be those of
+    ``supervision.text``, except for case and accents. Parsing keeps the first of several marks after a word and of
+    several capitals before a word; it drops a mark before the first word and a capital after the last word.
     """
 
     name: ClassVar[str] = "punct"
@@ -105,10 +105,10 @@ class Punctuation(Task):
     def score(self, examples: Sequence[ScoredExample]) -> Dict[str, Any]:
         """Precision, recall and F1 of each mark and each kind of capital, of all marks, and the accuracy of case.
 
-        A mark is right after the same (aligned) word, see `metrics.f1.count_aligned`. Where the words are the
-        reference's, that is the F1 of each class over the slots behind the words, as scikit-learn's
-        ``classification_report`` gives it: a wrong mark is one missed and one too many. ``case`` is the share of the
-        words that both texts have (in an alignment with the fewest errors) that are written with the same capitals.
+        A mark is correct if it follows the same (aligned) word, see `metrics.f1.count_aligned`. If the words are the
+        reference's, this is the F1 of each class over the slots after the words, as in scikit-learn's
+        ``classification_report``: a wrong mark counts as one false negative and one false positive. ``case`` is the
+        share of the words common to both texts (in an alignment with the fewest errors) that have the same capitals.
         """
         scores: Dict[str, Any] = {
             symbol.strip("[]"): score_positions([self._positions(e, symbol) for e in examples])
@@ -140,10 +140,10 @@ class Punctuation(Task):
 
 
 def read_written(written: str, words: Sequence[str]) -> Written:
-    """The marks and capitals of a written text, at positions in its plain words.
+    """Return the marks and capitals of a written text, at positions in its plain words.
 
     Raises:
-        ValueError: its letters and digits are not those of the words, case and accents aside.
+        ValueError: its letters and digits differ from those of the words in more than case and accents.
 
     >>> read_written("Bonjour, AMÉLIE!", ["bonjour", "amélie"])
     ((0, '[CAP]'), (1, '[,]'), (1, '[ALLCAPS]'), (2, '[!]'))
@@ -160,10 +160,10 @@ def read_written(written: str, words: Sequence[str]) -> Written:
 
 
 def _pieces(written: str, words: Sequence[str]) -> Tuple[List[str], List[str]]:
-    """For each word the characters of ``written`` that spell it, and the signs between it and the next word."""
+    """Return for each word the characters of ``written`` that spell it, and the signs between it and the next word."""
     keys = ["".join(map(_key, word)) for word in words]
     pieces, after = [""] * len(words), [""] * len(words)
-    at = done = 0  # number of the word; how much of its key was found
+    at = done = 0  # index of the word; characters of its key found so far
     gap = ""
     for char in written:
         if unicodedata.category(char)[0] == "M":
@@ -171,7 +171,7 @@ def _pieces(written: str, words: Sequence[str]) -> Tuple[List[str], List[str]]:
         added = -1
         for key in _key(char):
             while at < len(words) and done == len(keys[at]):
-                # One that is followed by a letter or digit at once stands within a word or number (A.M., 3,5).
+                # A sign directly followed by a letter or digit is within a word or number (A.M., 3,5).
                 if gap and gap[-1] not in ".,:;":
                     after[at] = gap
                 gap, at, done = "", at + 1, 0
@@ -179,7 +179,7 @@ def _pieces(written: str, words: Sequence[str]) -> Tuple[List[str], List[str]]:
                 where = " ".join(words[max(at - 2, 0) : at + 1])
                 raise ValueError(f"does not fit the plain words at {where!r}: found {written!r:.80}")
             done += 1
-            if added != at:  # a ligature once, though it is several letters
+            if added != at:  # add a ligature once, although its key has several letters
                 pieces[at] += char
             gap, added = "", at
         if not _key(char):
@@ -194,8 +194,8 @@ def _pieces(written: str, words: Sequence[str]) -> Tuple[List[str], List[str]]:
 
 @lru_cache(maxsize=10_000)
 def _key(char: str) -> str:
-    """What must be the same in both texts: letters and digits, without case, accents and the dot of an i."""
-    if unicodedata.category(char)[0] not in "LN":  # also signs that NFKD would spell
+    """Return the letters and digits to compare, without case, accents and the dot of an i."""
+    if unicodedata.category(char)[0] not in "LN":  # also signs that NFKD would spell out
         return ""
     for fold in (str, str.casefold):
         spelt = unicodedata.normalize("NFKD", fold(char)).replace("ı", "i")
@@ -204,7 +204,7 @@ def _key(char: str) -> str:
 
 
 def _case(piece: str) -> Optional[str]:
-    """The capitals of a word: None for none, and for others than those at its start."""
+    """Return the capital token of a word (``Xx`` or ``XX``); None for any other pattern of capitals."""
     letters = [char for char in piece if char.isupper() or char.istitle() or char.islower()]
     if not letters or letters[0].islower() or letters[0] != piece[0]:
         return None
@@ -218,8 +218,8 @@ def spelled(words: Sequence[str], marks: Iterable[Tuple[int, str]], language: Op
 
     Args:
         words: plain words.
-        marks: (position, token); those of other tasks are passed over.
-        language: for the capitals of Turkish and its like.
+        marks: (position, token); those of other tasks are ignored.
+        language: selects the capitals of Turkish and similar languages.
 
     >>> spelled(["bonjour", "amélie"], [(0, "[CAP]"), (1, "[,]"), (1, "[CAP]"), (2, "[!]")])
     ['Bonjour,', 'Amélie!']
@@ -236,7 +236,7 @@ def spelled(words: Sequence[str], marks: Iterable[Tuple[int, str]], language: Op
 
 
 def joined(pieces: Sequence[str]) -> str:
-    """Spelled words as a text: with spaces between them, but not between two of Chinese or Japanese.
+    """Join spelled words with spaces, except between two words of Chinese or Japanese.
 
     >>> joined(["Oui,", "merci."]), joined(["你", "好，", "世", "界。"])
     ('Oui, merci.', '你好，世界。')
@@ -249,7 +249,7 @@ def joined(pieces: Sequence[str]) -> str:
 
 
 def script_of(word: str) -> Optional[str]:
-    """A key of `SCRIPTS`, by the last letter of the word; None for others."""
+    """Return the key of `SCRIPTS` for a word's last letter; None for other scripts."""
     letter = next((char for char in reversed(word) if unicodedata.category(char)[0] == "L"), "")
     if not letter or letter.isascii():
         return None
@@ -260,7 +260,7 @@ def script_of(word: str) -> Optional[str]:
 
 
 def _upper(text: str, language: Optional[str]) -> str:
-    """Capitals, letter by letter; a letter that has none of one character (``ß``) stays."""
+    """Capitalise each letter; a letter without a capital of one character (``ß``) is kept."""
     dotted = primary_language(language) in TURKIC_I
     found = ("İ" if dotted and char == "i" else char.title() for char in text)
     return "".join(new if len(new) == 1 else char for char, new in zip(text, found))

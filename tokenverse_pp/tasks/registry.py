@@ -27,7 +27,7 @@ from tokenverse_pp.tasks.punct import Punctuation
 from tokenverse_pp.tasks.scd import SpeakerChange
 from tokenverse_pp.tasks.transcript import Answers, is_task_token, split_marks
 
-GROUP = "tokenverse_pp.tasks"  # of entry points: ``NAME_OF_TASK = "my_package.my_module:MyTask"``
+GROUP = "tokenverse_pp.tasks"  # entry point group: ``NAME_OF_TASK = "my_package.my_module:MyTask"``
 
 
 def task_classes(module: ModuleType) -> List[Type[Task]]:
@@ -44,23 +44,23 @@ def task_classes(module: ModuleType) -> List[Type[Task]]:
 
 
 def entry_point_tasks() -> Iterator[Tuple[str, str, Any]]:
-    """(name of the entry point, what it points at, the task class or the reason why there is none)."""
+    """Yield (entry point name, its target, the task class or the reason why it cannot be loaded)."""
     found: Any = entry_points()
     group = found.select(group=GROUP) if hasattr(found, "select") else found.get(GROUP, ())  # Python 3.9 has a dict
     for point in sorted(set(group), key=lambda point: (point.name, point.value)):
         try:
             yield point.name, point.value, point.load()
-        except Exception as error:  # any error of a foreign module: the other tasks stay usable
+        except Exception as error:  # foreign modules may raise anything: other tasks stay usable
             yield point.name, point.value, f"{type(error).__name__}: {error}"
 
 
 def is_file(plugin: str) -> bool:
-    """Whether a plugin is named by its file, not as a module."""
+    """Whether a plugin is a file path and not a module name."""
     return plugin.endswith(".py") or "/" in plugin or "\\" in plugin
 
 
 def resolved(plugin: str) -> str:
-    """The absolute path of a file, so that it is found from other folders; a module's name unchanged."""
+    """Return the absolute path of a file, so that it is found from other folders, or a module's name unchanged."""
     return str(Path(plugin).resolve()) if is_file(plugin) else plugin
 
 
@@ -90,7 +90,7 @@ def _run_file(path: Path) -> ModuleType:
     name = f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     if name in sys.modules:
         return sys.modules[name]
-    source = path.read_bytes()  # FileNotFoundError before anything is made
+    source = path.read_bytes()  # FileNotFoundError before anything is created
     module = ModuleType(name)
     module.__file__ = str(path)
     sys.modules[name] = module  # dataclasses look their module up there
@@ -100,7 +100,7 @@ def _run_file(path: Path) -> ModuleType:
         del sys.modules[name]
         raise
     for cls in task_classes(module):
-        # Worker processes that do not share this one's memory have to run the file again before they know the class.
+        # Worker processes that do not share this one's memory must run the file again to know the class.
         copyreg.pickle(cls, _reduce)  # type: ignore[arg-type]
     return module
 
@@ -124,7 +124,7 @@ BUILT_IN: Dict[str, Type[Task]] = {
     task.name: task for task in (Asr, SpeakerChange, Endpoint, NamedEntities, LanguageId, Punctuation)
 }
 NAME = re.compile(r"[a-z][a-z0-9_]*")
-# Keys of scores.json and hyps.jsonl that are no task's name.
+# Keys of scores.json and hyps.jsonl, which cannot be task names.
 RESERVED = {
     *("wer", "wer_by_corpus", "wer_by_corpus_and_language", "utterances", "not_decoded", "refused", "speed", "options"),
     *("id", "text", "tokens", "times", "words", "score", "tasks", "language", "turns", "speaker_changes"),
@@ -133,14 +133,14 @@ RESERVED = {
 
 
 class Registry(MutableMapping[str, Type[Task]]):
-    """Task classes by name: those of the package first, then those from outside by name.
+    """Task classes by name: those of the package first, then external ones in alphabetical order.
 
-    So the order does not depend on what was imported when. Entry points are read when the registry is first asked.
+    So the order does not depend on the order of imports. Entry points are read on the first access.
     """
 
     def __init__(self) -> None:
         self._outside: Dict[str, Type[Task]] = {}
-        self.broken: Dict[str, str] = {}  # entry points that could not be loaded: name -> why
+        self.broken: Dict[str, str] = {}  # entry points that cannot be loaded: name -> reason
         self._complete = False
         self._ordered: Dict[str, Type[Task]] = {}
 
@@ -161,10 +161,10 @@ class Registry(MutableMapping[str, Type[Task]]):
         self._ordered = {**BUILT_IN, **{name: self._outside[name] for name in sorted(self._outside)}}
 
     def add(self, task: Type[Task]) -> None:
-        """Take a task from outside.
+        """Add an external task.
 
         Raises:
-            UserError: for a name that no task can have, or that another task has.
+            UserError: if the name is invalid, or another task has it.
         """
         name, source = task.name, origin(task)
         if not NAME.fullmatch(name) or name in RESERVED:
@@ -197,16 +197,16 @@ REGISTRY = Registry()
 
 
 def register(task: Type[Task]) -> Type[Task]:
-    """Add a task from outside the package (also a class decorator); `load_plugins` does it for whole files."""
+    """Add an external task (also a class decorator); `load_plugins` adds all tasks of a file."""
     REGISTRY.add(task)
     return task
 
 
 def load_plugins(names: Sequence[str]) -> List[str]:
-    """Register all tasks of files and modules; return their names with absolute paths.
+    """Register all tasks of files and modules; return ``names`` with absolute paths.
 
     Args:
-        names: each the path of a Python file, or the dotted name of a module.
+        names: paths of Python files, or dotted names of modules.
 
     Raises:
         UserError: naming the file or module that is missing, cannot be imported, or defines no task.
@@ -220,19 +220,19 @@ def load_plugins(names: Sequence[str]) -> List[str]:
 def load_plugins_for(
     tasks: Sequence[str], names: Sequence[str], trust: bool = False, folder: Optional[Path] = None
 ) -> None:
-    """Check that the tasks of a saved model are known; with ``trust``, run the files that the model names for others.
+    """Check that the tasks of a saved model are known; with ``trust``, run the model's files for unknown ones.
 
-    These files are code of the model's author, so users name the files that they trust themselves (`load_plugins`).
-    Tasks are identified by name, so a file may have moved since training.
+    These files are code of the model's author, so users should name files that they trust (`load_plugins`). Tasks are
+    identified by name, so a file may have moved since training.
 
     Args:
         tasks: names of the model's tasks.
         names: files or modules that the model names (``tasks.plugins`` of its configuration).
-        trust: run them. Relative paths are looked up in ``folder``, then in the working directory.
-        folder: of the model.
+        trust: run these files. Relative paths are looked up in ``folder``, then in the working directory.
+        folder: the model's folder.
 
     Raises:
-        UserError: naming task and file if a file is needed that is not trusted or cannot be run.
+        UserError: naming task and file, if a required file is not trusted or cannot be run.
     """
     unknown = [task for task in tasks if task not in REGISTRY]
     if not unknown or not names:
@@ -251,7 +251,7 @@ def load_plugins_for(
 
 
 def _beside(name: str, folder: Optional[Path]) -> str:
-    """A plugin's file in the model's folder, where it is there."""
+    """Return a plugin's file in the model's folder if it is there, else its name."""
     held = folder / name if folder is not None and is_file(name) else None
     return str(held) if held is not None and held.is_file() else name
 
@@ -264,7 +264,7 @@ def build_tasks(names: Sequence[str], options: Optional[Mapping[str, Mapping[str
         options: options by task name, e.g. ``{"lid": {"languages": ["fr"]}, "ner": {"types": ["NUM"]}}``.
 
     Raises:
-        UserError: for a name that no task has, an option that a task does not have, and a token of two tasks.
+        UserError: for an unknown task, an unknown option of a task, or a token of two tasks.
     """
     for name in names:
         if name not in REGISTRY:
@@ -288,7 +288,7 @@ def _built(name: str, cls: Type[Task], options: Mapping[str, Any]) -> Task:
 
 
 def _checked(tasks: TaskSet) -> TaskSet:
-    """The tasks, after a check that their tokens differ from words and from each other."""
+    """Return the tasks after checking that their tokens differ from words and from each other."""
     for task in tasks.tasks:
         wrong = [symbol for symbol in task.symbols if not is_task_token(symbol) or " " in symbol]
         if wrong:
@@ -301,7 +301,7 @@ def _checked(tasks: TaskSet) -> TaskSet:
 
 
 def task_options(tasks: TaskSet) -> Dict[str, Dict[str, Any]]:
-    """Options with which `build_tasks` makes the same set again."""
+    """Return the options with which `build_tasks` builds the same set again."""
     return {task.name: task.options() for task in tasks.tasks if task.options()}
 
 
@@ -315,9 +315,9 @@ def render(transcript: Answers, tasks: TaskSet) -> str:
 
 
 def parse(text: str, tasks: Optional[TaskSet] = None) -> Answers:
-    """Read text with task tokens; never fails (each task's class says how it reads malformed output).
+    """Read text with task tokens. Never raises: task classes document how they read malformed output.
 
-    Without ``tasks``, every registered task is read, and any other ``[XX]`` is taken as a language token.
+    Without ``tasks``, every registered task is read, and any other ``[XX]`` is read as a language token.
 
     >>> parse("[FR] oui [ENDP]", build_tasks(["lid", "endp"], {"lid": {"languages": ["fr"]}}))
     Answers(words=('oui',), answers={'endp': (1,), 'lid': 'fr'})
@@ -327,7 +327,7 @@ def parse(text: str, tasks: Optional[TaskSet] = None) -> Answers:
 
 
 def tasks_for_tokens(words: Sequence[str]) -> TaskSet:
-    """All registered tasks, with the options that the tokens among ``words`` show (languages, entity types)."""
+    """Return all registered tasks, with the options that the tokens in ``words`` imply (languages, entity types)."""
     tokens = [word for word in words if is_task_token(word)]
     options: Dict[str, Dict[str, Any]] = {name: cls.options_for(tokens) for name, cls in REGISTRY.items()}
     others = [name for name in REGISTRY if name != "lid"]

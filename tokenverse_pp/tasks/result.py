@@ -1,4 +1,4 @@
-"""The result of recognition: `Transcript`, from the tokens that a search wrote to hyps.jsonl and the output formats.
+"""The result of recognition, `Transcript`: from the tokens of a search to hyps.jsonl and the output formats.
 
 >>> words = [Word("[FR]", 0.04, 0.08, 0.99), Word("bonjour", 0.2, 0.56, 0.9), Word("[ENDP]", 0.6, 0.64, 0.8)]
 >>> heard = transcript_of_words(words, ["asr", "endp", "lid"], duration=1.0, name="call")
@@ -49,18 +49,18 @@ def words_of_tokens(
     frame_shift: float,
     calibration: Optional[Callable[[str, float], float]] = None,
 ) -> List[Word]:
-    """Words and task tokens with times and confidences.
+    """Return words and task tokens with times and confidences.
 
     A word starts where the frame of its first piece starts, and ends where the frame of its last piece ends: a
-    transducer says when it wrote a piece, not how long it was spoken, so a word of one piece lasts one frame. Its
-    confidence is the geometric mean of its pieces' probabilities.
+    transducer gives the time of a piece, not its duration, so a word of one piece lasts one frame. A word's confidence
+    is the geometric mean of its pieces' probabilities.
 
     Args:
-        pieces: of each token (SentencePiece pieces and task tokens).
-        frames: of each token.
-        log_probs: of each token.
+        pieces: text of each token (SentencePiece pieces and task tokens).
+        frames: encoder output frame of each token.
+        log_probs: log-probability of each token.
         frame_shift: seconds per encoder output frame.
-        calibration: text and raw confidence of a word -> its calibrated confidence.
+        calibration: maps text and raw confidence of a word to its calibrated confidence.
     """
     words = []
     for text, first, end in word_spans(pieces):
@@ -74,10 +74,10 @@ def words_of_tokens(
 
 @dataclass(frozen=True)
 class Turn:
-    """Words ``first`` to before ``stop``, between two speaker changes.
+    """Words ``first`` to ``stop`` (exclusive), between two speaker changes.
 
-    The model detects speaker changes, not identities: turns are numbered from 1, speakers are not. Turns 1 and 3 may
-    be the same speaker or not.
+    The model detects speaker changes, not identities: turns are numbered from 1, speakers are not. Turns 1 and 3 may or
+    may not have the same speaker.
     """
 
     number: int
@@ -90,10 +90,10 @@ class Turn:
 
 @dataclass(frozen=True)
 class Entity:
-    """A named entity: words ``first`` to before ``stop``; ``type`` is None where the model has no types.
+    """A named entity: words ``first`` to ``stop`` (exclusive); ``type`` is None if the model has no types.
 
-    Its confidence is the lower one of its two task tokens: that these words *are* an entity. The confidences of the
-    words themselves are in the words.
+    Its confidence, that these words *are* an entity, is the lower one of its two task tokens. The words have their own
+    confidences.
     """
 
     text: str
@@ -107,10 +107,10 @@ class Entity:
 
 @dataclass(frozen=True)
 class Pause:
-    """What comes between two words, or after the last: the probability that an utterance is complete there.
+    """The gap after a word, with the probability that an utterance is complete there.
 
-    ``position``: how many words are before it. It lasts from ``start``, where the model had written the word before it,
-    to ``end``, where it wrote the next one or the audio ended. ``probability``: of an endpoint by then, whether the
+    ``position``: number of words before it. It lasts from ``start``, when the model had written the word before it, to
+    ``end``, when it wrote the next word or the audio ended. ``probability``: of an endpoint by ``end``, whether the
     model wrote ``[ENDP]`` or not (docs/streaming.md).
     """
 
@@ -128,25 +128,24 @@ class Transcript:
     a task that was not requested differs from one that found nothing.
 
     Attributes:
-        name: of the recording: a file's without its ending (in folders, with those below the one that was named), a
-            cut's id.
-        duration: of the audio in seconds.
+        name: a cut's id, or a file name without its ending (for files in a folder, with their path below it).
+        duration: length of the audio in seconds.
         tasks: names of the tasks that were decoded.
-        words: plain words, no task tokens. A transducer says when it wrote a piece of a word, not how long that was
-            spoken: a word of one piece lasts one frame of the encoder (`TokenVerse.frame_shift`).
+        words: plain words, no task tokens. A transducer gives the time of a piece, not its duration: a word of one
+            piece lasts one encoder output frame (`TokenVerse.frame_shift`).
         marks: task tokens in the order in which they were written, including those without meaning (a second ``[FR]``).
         turns: see `Turn` (task ``scd``).
         entities: see `Entity` (task ``ner``).
         endpoints: times in seconds at which the speaker had completed an utterance (task ``endp``).
-        pauses: one after each word, where they were asked for (option ``pauses``), else None; see `Pause`.
-        language: a code such as ``fr``, or None where none was written (task ``lid``).
-        language_confidence: of the language token.
+        pauses: one `Pause` after each word with the option ``pauses``, else None.
+        language: a code such as ``fr``, or None if none was written (task ``lid``).
+        language_confidence: confidence of the language token.
         others: fields of tasks from outside the package, as given by their ``Task.record``.
-        written: words and task tokens as a search wrote them, with times that may reach beyond ``duration`` by part of
-            a frame. This and the following fields are not part of `to_dict`.
-        tokens: pieces of the vocabulary, None where no search wrote the transcript.
-        times: seconds at which each token was written.
-        score: of the hypothesis in the search.
+        written: words and task tokens as a search wrote them, with times that may exceed ``duration`` by part of a
+            frame. This and the following fields are not part of `to_dict`.
+        tokens: pieces of the vocabulary; None if the transcript is not from a search.
+        times: time in seconds of each token.
+        score: score of the hypothesis in the search.
         answers: the answers of the tasks as word positions, for scoring.
     """
 
@@ -184,22 +183,22 @@ class Transcript:
 
     @cached_property
     def spelled(self) -> Tuple[str, ...]:
-        """Each word with its capitals and the mark behind it (task ``punct``; without it the plain words)."""
-        from tokenverse_pp.tasks.punct import spelled  # which imports this module
+        """Each word with its capitals and the mark after it (task ``punct``; without it the plain words)."""
+        from tokenverse_pp.tasks.punct import spelled  # here, as it imports this module
 
         plain = [word.text for word in self.words]
         found = ((mark.position, mark.text) for mark in self.marks)
         return tuple(spelled(plain, found, self.language) if "punct" in self.tasks else plain)
 
     def written_text(self, first: int = 0, stop: Optional[int] = None) -> str:
-        """Words ``first`` to before ``stop`` as one prints them: with punctuation and case where these were decoded."""
-        from tokenverse_pp.tasks.punct import joined  # which imports this module
+        """Return words ``first`` to ``stop`` (exclusive) as printed, with punctuation and case if decoded."""
+        from tokenverse_pp.tasks.punct import joined  # here, as it imports this module
 
         pieces = self.spelled[first:stop]
         return joined(pieces) if "punct" in self.tasks else " ".join(pieces)
 
     def _sequence(self) -> Sequence[Word]:
-        """Words and task tokens: as they were written, or put together from ``words`` and ``marks``."""
+        """Return words and task tokens: ``written``, or ``words`` and ``marks`` merged."""
         if self.written:
             return self.written
         found: List[Word] = []
@@ -212,7 +211,7 @@ class Transcript:
 
     @property
     def confidence(self) -> Optional[float]:
-        """The mean over the words; None where there are none, or none with a confidence."""
+        """The mean over the words; None if no word has a confidence."""
         known = [word.confidence for word in self.words if word.confidence is not None]
         return sum(known) / len(known) if known else None
 
@@ -223,7 +222,7 @@ class Transcript:
         return (Turn(1, self.text, self.words[0].start, self.words[-1].end, 0, len(self.words)),)
 
     def to_dict(self) -> Dict[str, Any]:
-        """Everything as JSON takes it (docs/transcribe.md), without the keys of tasks that were not requested."""
+        """Return the fields as JSON values (docs/transcribe.md), without the keys of tasks that were not requested."""
         found: Dict[str, Any] = {
             "name": self.name,
             "duration": self.duration,
@@ -256,7 +255,7 @@ class Transcript:
         """The inverse of `to_dict`; unknown keys are ignored.
 
         Raises:
-            UserError: naming the field that is missing or of another kind.
+            UserError: naming the field that is missing or has the wrong type.
         """
         if not isinstance(data, Mapping):
             raise UserError(f"transcript: expected an object, found {data!r:.60}")
@@ -295,7 +294,7 @@ class Transcript:
         return cls.from_dict(json_of(text, "transcript"))
 
     def to_record(self) -> Dict[str, Any]:
-        """A line of hyps.jsonl (docs/decoding.md); the keys of tasks that were not decoded are absent, not empty."""
+        """Return a line of hyps.jsonl (docs/decoding.md); keys of tasks that were not decoded are absent, not empty."""
         written = self._sequence()
         plain = [word for word in written if not word.is_task_token]
         record: Dict[str, Any] = {"id": self.name, "text": _text(written)}
@@ -325,12 +324,12 @@ class Transcript:
     def from_record(cls, record: Mapping[str, Any], tasks: Optional[TaskSet] = None) -> Transcript:
         """The inverse of `to_record`, for any line that `tokenverse_pp.data.hypotheses.check_hypothesis` accepts.
 
-        A line with nothing but ``id`` and ``text`` gives words without times and confidences.
+        A line with only ``id`` and ``text`` gives words without times and confidences.
 
         Args:
-            record: if it has ``tasks``, only these get an answer: a task that was not active in decoding is not one
-                that found nothing.
-            tasks: those to read; by default all registered tasks.
+            record: the line. If it has ``tasks``, only these get an answer: a task that was not decoded differs from
+                one that found nothing.
+            tasks: tasks to read; by default all registered ones.
         """
         written = written_words(record)
         pauses = record.get("pauses")
@@ -357,9 +356,9 @@ RECORD_KEYS = {
 
 
 class TranscriptReader:
-    """Reads transcripts that were written with the tokens of some tasks; each `TaskSet` has one.
+    """Reads transcripts with the tokens of some tasks; each `TaskSet` has one.
 
-    The tasks are asked once how their tokens are read (`Task.reader`).
+    It gets the reader of each task (`Task.reader`) once.
     """
 
     def __init__(self, tasks: TaskSet):
@@ -369,7 +368,7 @@ class TranscriptReader:
         self.outside = [task for task in tasks.tasks if task.name not in WITH_FIELDS]
 
     def answers(self, words: Sequence[str], marks: Sequence[Mark]) -> Answers:
-        """Words and task tokens -> an answer for each of the tasks, and no other."""
+        """Return an answer for each of the tasks, and only these, read from words and task tokens."""
         found = {}
         for name, reader in self.readers.items():
             found[name] = reader([mark for mark in marks if mark.text in self.symbols[name]], len(words))
@@ -387,13 +386,13 @@ class TranscriptReader:
         name: str,
         pauses: Optional[Sequence[float]] = None,
     ) -> Transcript:
-        """Tokens of a search, as `words_of_tokens` takes them -> transcript, with numbers rounded as in hyps.jsonl.
+        """Build a transcript from tokens of a search (`words_of_tokens`), with numbers rounded as in hyps.jsonl.
 
         Args:
-            score: of the hypothesis.
-            duration: of the audio in seconds.
-            name: of the recording.
-            pauses: of each token, the probability of an endpoint before the next word piece.
+            score: score of the hypothesis.
+            duration: length of the audio in seconds.
+            name: name of the recording.
+            pauses: for each token the probability of an endpoint before the next word piece.
         """
         words = [word.rounded() for word in words_of_tokens(pieces, frames, log_probs, frame_shift, calibration)]
         times = tuple(round(frame * frame_shift, SECONDS_DIGITS) for frame in frames)
@@ -407,12 +406,12 @@ class TranscriptReader:
         others: Optional[Mapping[str, Any]] = None,
         **fields: Any,
     ) -> Transcript:
-        """Words and task tokens in the order in which they were written -> transcript.
+        """Build a transcript from words and task tokens in the order of writing.
 
         Args:
             written: words and task tokens.
-            duration: of the audio in seconds; times are kept within it (the last frame may reach beyond).
-            others: fields of tasks from outside the package; by default these tasks are asked for them.
+            duration: length of the audio in seconds; times are limited to it (the last frame may exceed it).
+            others: fields of tasks from outside the package; by default from their `Task.record`.
             fields: further fields of the transcript.
         """
         if duration is not None:
@@ -458,10 +457,10 @@ def pauses_of_tokens(
     """The pause after each plain word.
 
     Args:
-        pieces: of each token.
+        pieces: text of each token.
         words: words and task tokens of the pieces.
-        probabilities: of each token (`Hypothesis.pauses`).
-        duration: of the audio in seconds, where the last pause ends.
+        probabilities: see `Hypothesis.pauses`.
+        duration: length of the audio in seconds, where the last pause ends.
     """
     plain = [
         (word.within(duration), probabilities[stop - 1])
@@ -487,9 +486,9 @@ def transcript_of_words(
     Args:
         words: words and task tokens in the order in which they were written.
         active: names of the tasks that were decoded.
-        duration: of the audio in seconds.
-        name: of the recording.
-        tasks: those of the model; by default the registered ones with the languages and types that are written.
+        duration: length of the audio in seconds.
+        name: name of the recording.
+        tasks: tasks of the model; by default the registered ones with the languages and types in ``words``.
     """
     known = tasks if tasks is not None else _tasks_of(words)
     decoded = known.subset([task for task in known.names if task in active])
@@ -497,7 +496,7 @@ def transcript_of_words(
 
 
 def span_record(words: Sequence[Word]) -> Dict[str, Any]:
-    """Text, start and end of some neighbouring words (at least one), as in hyps.jsonl."""
+    """Text, start and end of consecutive words (at least one), as in hyps.jsonl."""
     return {"text": _text(words), "start": seconds(words[0].start), "end": seconds(words[-1].end)}
 
 
@@ -511,13 +510,13 @@ def _text(words: Sequence[Word]) -> str:
 
 
 def _tasks_of(words: Sequence[Word]) -> TaskSet:
-    from tokenverse_pp.tasks.registry import tasks_for_tokens  # which imports this module
+    from tokenverse_pp.tasks.registry import tasks_for_tokens  # here, as it imports this module
 
     return tasks_for_tokens([word.text for word in words])
 
 
 def _entities(answers: Answers, words: Sequence[Word], marks: Sequence[Mark]) -> Tuple[Entity, ...]:
-    """The entities, each with the tokens around it: the last that opens at its start, the next one after that."""
+    """Return the entities; their confidence comes from the two consecutive tokens at their start and end."""
     found = []
     for entity in answers.entities:
         pairs = zip(marks, marks[1:])
@@ -531,9 +530,9 @@ def _entities(answers: Answers, words: Sequence[Word], marks: Sequence[Mark]) ->
 
 
 def written_words(record: Mapping[str, Any]) -> List[Word]:
-    """Words and task tokens of a line of hyps.jsonl: of its tokens, else its text, else its words.
+    """Return words and task tokens of a line of hyps.jsonl, from its tokens, else its text, else its words.
 
-    Times and confidences are those of ``words``, which may lack the task tokens, and of ``times``.
+    Times and confidences come from ``words``, which may have no task tokens, and from ``times``.
     """
     words: Sequence[Mapping[str, Any]] = record.get("words") or ()
     starts: Sequence[float] = ()
@@ -563,7 +562,7 @@ EXPECTED: Dict[str, Tuple[type, str]] = {
 
 
 def _checked(key: str, value: Any, annotation: str) -> Any:
-    """A value of a field with this annotation; whole numbers become floats where these are expected."""
+    """Check the value of a field with this annotation and return it; integers become floats if needed."""
     if annotation.startswith("Optional"):
         return None if value is None else _checked(key, value, annotation[len("Optional[") : -1])
     kind, expected = EXPECTED[annotation]

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 class SpeakerChange(PositionTask):
     """Answer: positions p with 0 < p < n at which the next word has another speaker.
 
-    Labelled by ``supervision.speaker``. Reading back: a token before the first or after the last word
-    separates no two turns and is dropped; several at one position are one.
+    Labelled by ``supervision.speaker``. Parsing drops a token before the first or after the last word, which separates
+    no turns, and merges several at one position.
     """
 
     name: ClassVar[str] = "scd"
@@ -37,7 +37,7 @@ class SpeakerChange(PositionTask):
         return tuple(b.first_word for a, b in _changes(cut))
 
     def intervals(self, cut: Cut) -> List[Interval]:
-        """From the end of one turn to the start of the next (their overlap, if they overlap)."""
+        """Return intervals from the end of a turn to the start of the next (their overlap, if they overlap)."""
         return [(min(a.end, b.start), max(a.end, b.start)) for a, b in _changes(cut)]
 
 

@@ -1,4 +1,4 @@
-"""Words and task tokens (marks), the answers of tasks that they give, and the answers that a labelled cut gives.
+"""Words and task tokens (marks), and the answers of tasks that are read from them or from a cut's labels.
 
 A *position* p in a transcript of n words is the gap before word p (0 <= p <= n). Only this module orders the
 supervisions of a cut and counts their words.
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
     from tokenverse_pp.tasks.base import TaskSet
 
-UNKNOWN: Any = None  # a time or confidence that a text without times does not have
+UNKNOWN: Any = None  # time or confidence in a text without times
 SECONDS_DIGITS, CONFIDENCE_DIGITS = 3, 6  # in hyps.jsonl; most words of a good model are between 0.999 and 1
 
 
 def is_task_token(word: str) -> bool:
-    """True for anything in square brackets: plain words have none (the label validator checks it)."""
+    """True for anything in square brackets; plain words have no brackets (the label validator checks this)."""
     return len(word) > 2 and word[0] == "[" and word[-1] == "]"
 
 
@@ -30,7 +30,7 @@ def is_task_token(word: str) -> bool:
 class Word:
     """A word or task token: seconds from the start of the audio, and a confidence in [0, 1].
 
-    ``raw_confidence`` is the confidence before calibration, None where the model has no calibration.
+    ``raw_confidence`` is the confidence before calibration, None if the model has no calibration.
     """
 
     text: str
@@ -45,7 +45,7 @@ class Word:
         return is_task_token(self.text)
 
     def to_dict(self, raw: bool = False) -> Dict[str, Any]:
-        """For JSON; ``raw``: with the raw confidence, if there is one."""
+        """Return the fields for JSON; ``raw``: also the raw confidence, if any."""
         found = {"text": self.text, "start": self.start, "end": self.end, "confidence": self.confidence}
         return {**found, "raw_confidence": self.raw_confidence} if raw and self.raw_confidence is not None else found
 
@@ -56,7 +56,7 @@ class Word:
         return Word(self.text, start, end, round(self.confidence, CONFIDENCE_DIGITS), raw)
 
     def within(self, duration: float) -> Word:
-        """The word with times of at most ``duration``."""
+        """Return the word with times limited to ``duration``."""
         start = min(self.start, duration)
         return Word(self.text, start, max(start, min(self.end, duration)), self.confidence, self.raw_confidence)
 
@@ -81,7 +81,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class EntitySpan:
-    """A named entity: words ``start`` (inclusive) to ``end`` (exclusive), and its type where one is known."""
+    """A named entity: words ``start`` (inclusive) to ``end`` (exclusive), and its type if known."""
 
     start: int
     end: int
@@ -90,7 +90,7 @@ class EntitySpan:
 
 @dataclass(frozen=True)
 class Answers:
-    """Plain words and the answers of tasks as word positions: what labels say, or text with task tokens.
+    """Plain words and the answers of tasks as word positions, from labels or from text with task tokens.
 
     ``answers`` maps a task's name to its answer. A task that is *not* a key was not labelled (or not
     decoded); an empty answer means that the task was labelled and found nothing. The two are never the same.
@@ -136,10 +136,10 @@ class Answers:
 
 
 def word_spans(pieces: Sequence[str]) -> List[Tuple[str, int, int]]:
-    """Join SentencePiece pieces to words: (text, first piece, one past the last piece) of each.
+    """Join SentencePiece pieces to words; return (text, first piece, one past the last piece) of each word.
 
-    Task tokens are words of their own and end the word before them. The space sign ``▁`` starts a word; one that
-    stands alone belongs to the word before it.
+    Each task token is a word and ends the word before it. The space sign ``▁`` starts a word; on its own it belongs to
+    the word before it.
 
     >>> word_spans(["[FR]", "▁bon", "jour", "[ENDP]"])
     [('[FR]', 0, 1), ('bonjour', 1, 3), ('[ENDP]', 3, 4)]
@@ -177,18 +177,18 @@ def split_marks(words: Sequence[str], times: Optional[Sequence[float]] = None) -
     return tuple(plain), marks
 
 
-# From marks to the answer of a task. Malformed output is no error: these functions say which marks are dropped.
+# Read the answer of a task from marks. Malformed output is not an error: each function documents what it drops.
 MarkReader = Callable[[Sequence[Mark], int], Any]  # the marks of one task, number of words -> answer
 Valid = Callable[[int, int], bool]  # position, number of words -> whether a token may stand there
 
 
 def between_words(position: int, num_words: int) -> bool:
-    """True strictly between two words."""
+    """True if the position is between two words."""
     return 0 < position < num_words
 
 
 def after_a_word(position: int, num_words: int) -> bool:
-    """True after any word."""
+    """True if the position is after a word."""
     return 0 < position <= num_words
 
 
@@ -212,9 +212,9 @@ def read_first(marks: Sequence[Mark], num_words: int, meanings: Mapping[str, str
 
 
 def read_spans(marks: Sequence[Mark], num_words: int, types: Mapping[str, Optional[str]]) -> Tuple[EntitySpan, ...]:
-    """Pairs of an opening token (a key of ``types``) and the closing one.
+    """Read pairs of an opening token (a key of ``types``) and a closing one.
 
-    Dropped are a closing token alone, an opening one that is never closed or is opened again before, and empty spans.
+    Drops a closing token without an opening one, an opening one not closed before the next or the end, and empty spans.
     """
     found: List[EntitySpan] = []
     opened: Optional[Mark] = None
@@ -272,7 +272,7 @@ def turns_of(cut: Cut) -> List[LabelledTurn]:
     """The supervisions of a cut in time order.
 
     Raises:
-        UserError: for a text that is none (nobody has validated the cut).
+        UserError: if a text is not a string (the cut was not validated).
     """
     if not isinstance(cut, FixedTurns):
         return _find_turns(cut)
@@ -307,7 +307,7 @@ def transcript_of(cut: Cut, tasks: TaskSet) -> Answers:
     """The transcript of a labelled cut: answers for those of ``tasks`` that the cut is labelled for.
 
     Raises:
-        UserError: for labels that nobody has validated and that cannot be read.
+        UserError: if the labels cannot be read (they were not validated).
     """
     if not isinstance(cut, FixedTurns):
         cut = cast("Cut", CutWithTurns(cut))

@@ -39,7 +39,7 @@ LOG = logging.getLogger(__name__)
 
 
 def versions() -> Dict[str, str]:
-    """Versions of what a run's numbers depend on."""
+    """Return the versions of the software on which a run's numbers depend."""
     return {
         "tokenverse_pp": tokenverse_pp.__version__,
         "python": platform.python_version(),
@@ -50,9 +50,9 @@ def versions() -> Dict[str, str]:
 
 
 def git_commit() -> Optional[str]:
-    """The git commit of the package, with ``+`` if files have changed since; None if it is no checkout."""
+    """The git commit of the package, with ``+`` if files have changed since; None if it is not a checkout."""
     folder = Path(tokenverse_pp.__file__).parent
-    git = ["git", "-c", "core.fsmonitor=false", "-C", str(folder)]  # a command that a repository may name
+    git = ["git", "-c", "core.fsmonitor=false", "-C", str(folder)]  # a repository may name a command here
     try:
         run = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=30)
         changed = subprocess.run(
@@ -63,14 +63,14 @@ def git_commit() -> Optional[str]:
     return run.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
 
-# Options that a resume may change without a note: where and how long, not what is computed.
+# Options that may change on resume without a message: they say where and how long, not what is computed.
 UNIMPORTANT = tuple(
     f"training.{name}" for name in ("exp_dir", "storage", "resume", "max_steps", "epochs", "threads", "peer_timeout")
 )
 
 
 def find_start(config: Config, say: Callable[[str], None] = LOG.warning) -> Optional[Path]:
-    """The checkpoint that ``training.resume`` asks for, verified; None: start a new run.
+    """Return the checkpoint that ``training.resume`` selects, verified, or None to start a new run.
 
     Args:
         config: ``training.resume`` is ``auto`` (the latest intact checkpoint, if any; damaged ones are skipped),
@@ -152,14 +152,14 @@ FORMAT = 2  # of state.json
 
 
 class Saver:
-    """Writes and reads the checkpoints of a run: the first rank writes, all ranks read.
+    """Writes and reads the checkpoints of a run: some ranks write, all ranks read.
 
     Args:
-        config: of the run.
+        config: configuration of the run.
         model: not wrapped for DDP.
-        optimizer: of its parameters.
+        optimizer: optimizer of its parameters.
         scaler: loss scaling; a disabled one has an empty state.
-        tokenizer: of the model.
+        tokenizer: tokenizer of the model.
         world_size: number of ranks.
         undecayed: see `parameter_groups`.
     """
@@ -194,9 +194,9 @@ class Saver:
         }
 
     def prepare(self, corpora: List[Dict[str, Any]], url: Optional[str] = None) -> None:
-        """Make the experiment folder with the resolved configuration and the tokenizer.
+        """Create the experiment folder with the resolved configuration and the tokenizer.
 
-        ``url``: where the folder is uploaded to, if it is.
+        ``url``: URL to which the folder is uploaded, if any.
         """
         self.origin["corpora"] = corpora
         named = dataclasses.replace(self.config.training, exp_dir=url or self.config.training.exp_dir)
@@ -213,7 +213,7 @@ class Saver:
     def save(self, progress: Progress, write: bool = True) -> None:
         """Write a checkpoint.
 
-        All ranks call this, as a sharded model is gathered; ``write``: on the first one.
+        All ranks call this, as a sharded model is gathered; ``write``: whether this rank writes.
         """
         tensors = {
             checkpoint.WEIGHTS: gathered(self.model.checkpoint_state(), write),
@@ -247,14 +247,14 @@ class Saver:
     def load(self, folder: Path, write: bool = True) -> Tuple[Progress, Dict[str, Any]]:
         """Load weights, optimiser, loss scale and running average from a verified checkpoint; return its state.
 
-        ``write``: as in `save`; the others have no use for the running average, twice the size of the model.
+        ``write``: as in `save`; other ranks do not need the running average, twice the size of the model.
         """
         check_vocabulary(folder, self.tokenizer)
         state = checkpoint.read_state(folder)
         path = folder / checkpoint.OPTIMIZER
         load_weights(self.model, folder)
         unread = self.model.unread(checkpoint.read_names(folder / checkpoint.WEIGHTS))
-        # Groups, and so the numbers of parameters, follow from the rates, which may have changed.
+        # Groups, and so the numbers of parameters, depend on the learning rates, which may have changed.
         theirs = load_config(folder / checkpoint.CONFIG)
         groups = parameter_groups(self.model, theirs.optim, pretrained_prefixes(theirs), self.undecayed)
         order = [parameter for group in groups for parameter in group["params"]]  # type: ignore[attr-defined]
@@ -284,7 +284,7 @@ class Saver:
         return progress, state
 
     def write_model(self) -> str:
-        """Write the mean of the last (``training.patience``: best) checkpoints to ``model/``; say which they are."""
+        """Write the mean of the last (``training.patience``: best) checkpoints to ``model/``; return a description."""
         t = self.config.training
         best = best_checkpoints(self.exp_dir, t.best_by)[: max(1, t.keep_best)] if t.patience else []
         last = sorted(best) or checkpoint.list_checkpoints(self.exp_dir)[-t.average_last :]
@@ -312,7 +312,7 @@ def retain(exp_dir: Path, last: int, best: int, by: str) -> None:
     kept = {*found[-last:], *(best_checkpoints(exp_dir, by)[:best] if best else ())}
     for folder in found:
         if folder not in kept:
-            # Where another program reads a file on NFS, a part of it stays until the next start (`prepare`).
+            # If another program reads a file on NFS, part of the folder stays until the next start (`prepare`).
             old = folder.with_name(f"{folder.name}.old")
             shutil.rmtree(old, ignore_errors=True)
             with contextlib.suppress(OSError):
@@ -334,7 +334,7 @@ def average(folders: Sequence[Path]) -> Dict[str, Tensor]:
     """The mean of the weights of several checkpoints, summed in float64; other tensors are those of the last one.
 
     Raises:
-        UserError: a checkpoint has other tensors than the last one.
+        UserError: the tensors of a checkpoint differ from those of the last one.
     """
     assert folders, "no checkpoint to average"
     last = checkpoint.read_tensors(folders[-1] / checkpoint.WEIGHTS)
@@ -366,7 +366,7 @@ def _check_same(found: Dict[str, Tensor], wanted: Dict[str, Tensor], folder: Pat
 class RunningAverage:
     """The mean of the weights after steps p, 2p, 3p, .. of a run (p: ``period``), in float64.
 
-    As ``update_averaged_model`` of icefall (icefall/checkpoint.py).
+    Like icefall's ``update_averaged_model`` (icefall/checkpoint.py).
     """
 
     def __init__(self, period: int):
@@ -387,7 +387,7 @@ class RunningAverage:
 
 
 def average_between(start: Path, end: Path) -> Dict[str, Tensor]:
-    """The mean of the weights over all periods after one checkpoint, up to another.
+    """Return the mean of the weights over all periods after one checkpoint, up to another.
 
     Both hold the mean since the run began, after s and e steps: (e * mean_e - s * mean_s) / (e - s), as icefall's
     ``average_checkpoints_with_averaged_model``. Steps are counted in whole periods.

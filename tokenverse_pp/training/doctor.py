@@ -1,4 +1,4 @@
-"""Checks of a machine and a configuration before a run: what is there, what fails, and what to do about it."""
+"""Checks of a machine and a configuration before a run: what works, what fails, and what to do about it."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ from tokenverse_pp.training.steps import Stepper, different_batches, scan, worst
 from tokenverse_pp.training.storage import RUNS
 
 Verdict = Literal["ok", "warning", "failed", "skipped"]
-SAMPLE = 1000  # cuts of each file whose labels and audio are looked at
-SENTENCES = 20_000  # texts of the tokenizer that is trained for the checks
-MANY_SENTENCES = 2_000_000  # with which training one takes long
-REDUCED = 64 * 2**20  # float32 numbers that GPUs add up: 256 MB, a fifth of XLSR-53's gradients
-WAIT = 120.0  # seconds that processes may take to start and to add up
-LOAD_SECONDS = 10.0  # that batches are loaded for
+SAMPLE = 1000  # cuts of each file whose labels and audio are checked
+SENTENCES = 20_000  # texts for the tokenizer that the checks train
+MANY_SENTENCES = 2_000_000  # texts for which training a tokenizer takes long
+REDUCED = 64 * 2**20  # float32 numbers in the all-reduce on GPUs: 256 MB, a fifth of XLSR-53's gradients
+WAIT = 120.0  # seconds in which processes must start and finish the all-reduce
+LOAD_SECONDS = 10.0  # seconds of loading batches
 LOAD_BATCHES = 200
-HEADROOM = 1.2  # by which loading should be faster than training
+HEADROOM = 1.2  # factor by which loading should be faster than training
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ def examine(config: Optional[Config] = None, encoder: str = "", gpus: int = 0) -
     """Run all checks, one after another; each yields its findings when it is done.
 
     Args:
-        config: of a run; None: the checks of the machine only.
-        encoder: name or folder of an encoder to load, where there is no configuration.
+        config: configuration of a run; None: check only the machine.
+        encoder: name or folder of an encoder to load, if there is no configuration.
         gpus: ranks that the run will have; 0: the GPUs of this machine.
     """
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
@@ -100,7 +100,7 @@ ENCODER_ADVICE = "give its folder as --model.encoder.name, or fetch it where the
 
 
 def _guarded(name: str, check: Callable[[], Iterator[Finding]], advice: str = "") -> Iterator[Finding]:
-    """The findings of a check; whatever it raises is one more, failed."""
+    """Yield the findings of a check; an exception becomes a failed finding."""
     try:
         yield from check()
     except Exception as error:  # libraries and drivers raise errors of any type
@@ -108,7 +108,7 @@ def _guarded(name: str, check: Callable[[], Iterator[Finding]], advice: str = ""
 
 
 def check_torch() -> Iterator[Finding]:
-    """Versions, processor cores and threads."""
+    """Report versions and CPU cores."""
     found = f"{torch.__version__}, Python {platform.python_version()}, {os.cpu_count()} CPU cores"
     old = tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 1)
     advice = "torch 2.1 or later has compiled layers, streaming, export and serving" if old else ""
@@ -116,7 +116,7 @@ def check_torch() -> Iterator[Finding]:
 
 
 def check_gpus(precision: str) -> Iterator[Finding]:
-    """Each GPU multiplies two matrices; its memory, and whether it has the number type of the run."""
+    """Check for each GPU a matrix product, its free memory, and support for the run's precision."""
     if not torch.cuda.is_available():
         if Path("/dev/nvidiactl").exists() or shutil.which("nvidia-smi"):
             built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPUs only"
@@ -148,7 +148,7 @@ def check_gpus(precision: str) -> Iterator[Finding]:
 
 
 def check_all_reduce() -> Iterator[Finding]:
-    """Processes add up numbers as DDP does: one for each GPU by NCCL, or two by gloo on the CPU."""
+    """Run an all-reduce as in DDP: with NCCL, one process per GPU, or with two gloo processes on the CPU."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if count == 1:
         yield Finding("all-reduce", "skipped", "one GPU")
@@ -162,7 +162,7 @@ def check_all_reduce() -> Iterator[Finding]:
 
 
 def run_all_reduce(backend: str, ranks: int, wait: float = WAIT) -> float:
-    """Milliseconds of an all-reduce of ``ranks`` new processes (raises UserError where it fails or does not end)."""
+    """Return the milliseconds of an all-reduce of ``ranks`` new processes (raises UserError if it fails or hangs)."""
     import torch.multiprocessing as mp
 
     with tempfile.TemporaryDirectory() as folder:
@@ -181,7 +181,7 @@ def run_all_reduce(backend: str, ranks: int, wait: float = WAIT) -> float:
 
 
 def _reduce(rank: int, backend: str, ranks: int, folder: str) -> None:
-    """One process of `run_all_reduce`: writes its milliseconds to a file."""
+    """One process of `run_all_reduce`; writes its milliseconds to a file."""
     device = torch.device("cuda", rank) if backend == "nccl" else torch.device("cpu")
     if backend == "nccl":
         torch.cuda.set_device(device)
@@ -196,7 +196,7 @@ def _reduce(rank: int, backend: str, ranks: int, folder: str) -> None:
 
 
 def _milliseconds(run: Callable[[], Any], device: torch.device) -> float:
-    """Time of a call, until a GPU is done."""
+    """Return the time of a call, including its work on a GPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     began = time.perf_counter()
@@ -207,7 +207,7 @@ def _milliseconds(run: Callable[[], Any], device: torch.device) -> float:
 
 
 def check_loss(device: torch.device, backend: str) -> Iterator[Finding]:
-    """A small loss and its gradients, by what the run would use and by PyTorch: the same numbers."""
+    """Check that the run's backend and PyTorch agree on a small loss and its gradients."""
     chosen = resolve_backend(backend, device)
     there = []
     if device.type == "cuda":
@@ -225,7 +225,7 @@ def check_loss(device: torch.device, backend: str) -> Iterator[Finding]:
 
 
 def _small_loss(device: torch.device, backend: str) -> torch.Tensor:
-    """Pruned loss of two utterances, and the norm of a gradient: (3,)."""
+    """Return the pruned loss of two utterances and the norm of a gradient: (3,)."""
     generator = torch.Generator().manual_seed(0)
     shapes = ((2, 20, 30), (2, 6, 30), (2, 20, 16), (2, 6, 16))
     am_simple, lm_simple, am, lm = (
@@ -242,7 +242,7 @@ def _small_loss(device: torch.device, backend: str) -> torch.Tensor:
 
 
 def check_audio() -> Iterator[Finding]:
-    """Files of the common formats are written and decoded."""
+    """Check that files of the common formats can be written and decoded."""
     samples = 0.5 * np.sin(np.arange(16000) * 2 * np.pi * 440 / 16000).astype(np.float32)
     works, fails = [], []
     formats = soundfile.available_formats()
@@ -282,7 +282,7 @@ def check_audio() -> Iterator[Finding]:
 
 
 def check_encoder(config: EncoderConfig) -> Iterator[Finding]:
-    """The encoder is found and its weights fit."""
+    """Check that the encoder is found and its weights fit."""
     encoder = build_encoder(config)
     size = sum(p.numel() for p in encoder.parameters())
     weights = "random weights" if config.random_init else "pretrained"
@@ -290,7 +290,7 @@ def check_encoder(config: EncoderConfig) -> Iterator[Finding]:
 
 
 def check_run(config: Config, device: torch.device, gpus: int) -> Iterator[Finding]:
-    """What a configuration needs: its data, encoder, tokenizer and disk; memory and time of its batches."""
+    """Check what a configuration needs: data, encoder, tokenizer, disk, and memory and time of its batches."""
     load_plugins(config.tasks.plugins)
     outcome = yield from _tracked(_guarded("data", lambda: check_files(config)))
     if outcome and config.data.stored_features is None:
@@ -323,7 +323,7 @@ def _tracked(findings: Iterator[Finding]) -> Any:
 
 
 def check_files(config: Config) -> Iterator[Finding]:
-    """The files of data.train and data.valid: their number of cuts; labels and audio of a sample."""
+    """Check the files of data.train and data.valid: number of cuts, and labels and audio of a sample."""
     tasks = build_tasks(config.tasks.names, config.tasks.options())
     if not config.data.train:
         raise UserError("--data.train: expected at least one CutSet file")
@@ -341,7 +341,7 @@ def check_files(config: Config) -> Iterator[Finding]:
 
 
 def make_parts(config: Config, device: torch.device, parts: List[Tuple[Transducer, Inputs]]) -> Iterator[Finding]:
-    """The tokenizer, and into ``parts`` the model on the device and what it trains on."""
+    """Check the tokenizer; put the model, on the device, and its training inputs into ``parts``."""
     tasks = build_tasks(config.tasks.names, config.tasks.options())
     rounds = open_rounds(config.data, config.training.seed)
     cuts = sum(source.count for source in rounds.sources)
@@ -351,7 +351,7 @@ def make_parts(config: Config, device: torch.device, parts: List[Tuple[Transduce
         sentences = min(wanted, SENTENCES) if wanted > SENTENCES else config.tokenizer.sentences
         config = replace(config, tokenizer=replace(config.tokenizer, sentences=sentences))
         found = f"trained on {min(wanted, SENTENCES)} cuts for these checks"
-        if wanted > SENTENCES:  # it may lack characters that the run's has
+        if wanted > SENTENCES:  # the run's may have more characters
             config = replace(config, data=replace(config.data, max_unk_share=1.0))
     tokenizer = get_tokenizer(config, tasks)
     found = f"{tokenizer.vocab_size} tokens, {found}"
@@ -368,7 +368,7 @@ def make_parts(config: Config, device: torch.device, parts: List[Tuple[Transduce
 
 
 def check_disk(config: Config, model: Transducer) -> Iterator[Finding]:
-    """Room for the checkpoints: weights and AdamW's two moments, and the running average in float64."""
+    """Check the room for checkpoints: weights, AdamW's two moments, and the running average in float64."""
     t = config.training
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     each = sum(v.numel() * v.element_size() for v in model.checkpoint_state().values()) + 8 * trained
@@ -390,9 +390,9 @@ def check_disk(config: Config, model: Transducer) -> Iterator[Finding]:
 def check_memory(
     config: Config, model: Transducer, inputs: Inputs, device: torch.device, gpus: int, rates: List[float]
 ) -> Iterator[Finding]:
-    """The largest batches, forward and backward, and steps on the one with most audio; its rate goes into ``rates``.
+    """Run the largest batches, and steps on the one with the most audio; put the rate of these into ``rates``.
 
-    The rate is in seconds of audio, padding included, a second.
+    The rate is in seconds of audio, including padding, per second.
     """
     if config.training.strategy == "fsdp" and gpus > 1:
         yield Finding(
@@ -417,7 +417,7 @@ def check_memory(
     seconds = len(batch["cut_ids"]) * max(cut.duration for cut in cuts)
     rates.append(1000 * seconds / min(times))
     limit = memory_limit(device, config)
-    # AdamW's moments are there by now; DDP's buckets and gradients that wait are not.
+    # The peak includes AdamW's moments, but not DDP's buckets and accumulated gradients.
     peak = peak_memory(device) + memory_of_updates(model, optimizer, config, DistributedContext(0, gpus, device))
     found = f"a step on {name}, {seconds:.0f} s of audio with padding: {min(times):.0f} ms, peak {peak:.0f} MB"
     if limit is None:
@@ -430,7 +430,7 @@ def check_memory(
 
 
 def check_loader(config: Config, inputs: Inputs, rate: float) -> Iterator[Finding]:
-    """Batches are loaded as in training, for some seconds, and compared with the rate of the steps."""
+    """Load batches as in training for some seconds, and compare the speed with the rate of the steps."""
     loaded = 0.0
     batches: Any = train_batches(inputs.sampler, inputs.dataset, config.data, SamplerState())
     with closing(batches):  # stops the workers

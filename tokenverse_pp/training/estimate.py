@@ -1,4 +1,4 @@
-"""How long a run takes: its audio by the configuration, its rate from what was measured."""
+"""Estimate how long a run takes, from its configuration and a measured rate."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from tokenverse_pp.base.config import Config
 from tokenverse_pp.base.errors import UserError
 
 SECONDS_PER_HOUR = 3600.0
-# Seconds of audio a second of training steps of XLSR-53's size, 16 x 15 s, bf16, on one H200 (docs/performance.md).
+# Seconds of audio per second in training steps of XLSR-53's size, 16 x 15 s, bf16, one H200 (docs/performance.md).
 MEASURED_CARD = "h200"
 MEASURED_RATE = 2122.0
 COMPILED_RATE = 2588.0  # with training.compile
-# Milliseconds of those steps. Smaller batches were not measured, and kernels may start no faster for them: they are
-# taken to need as long on any card, so that estimates err on the long side.
+# Milliseconds of these steps. Smaller batches were not measured, and kernels may not start faster for them: they are
+# assumed to take as long on any card, so that estimates err on the long side.
 LEAST_MS = 113.0
 COMPILED_LEAST_MS = 92.7
-# Operations of a step with and without gradient checkpointing, counted (benchmarks/results/scaling.md).
+# Ratio of counted operations of a step with and without gradient checkpointing (benchmarks/results/scaling.md).
 RECOMPUTING = 129.7 / 98.7
-# Dense bf16 rates in TFLOP/s by NVIDIA's data sheets (V100: fp16). The rate of a card that was not measured is taken as
+# Dense bf16 rates in TFLOP/s from NVIDIA's data sheets (V100: fp16). The rate of other cards is assumed to be
 # proportional; a card whose memory does not hold a batch is slower.
 PEAK: Dict[str, float] = {
     "h200": 989.0,
@@ -34,14 +34,14 @@ PEAK: Dict[str, float] = {
 
 @dataclass(frozen=True)
 class Estimate:
-    """The time of a run's steps. Validation, checkpoints, and waiting for data or the network come on top.
+    """The time of a run's steps, without validation, checkpoints, and waiting for data or the network.
 
     Attributes:
         steps: optimiser steps.
-        audio_hours: of the batches, padding included, repeated cuts counted each time.
-        rate: seconds of audio a second on one GPU.
-        gpus: their number.
-        basis: where the rate is from, for the user.
+        audio_hours: audio of the batches, including padding; repeated cuts count each time.
+        rate: seconds of audio per second on one GPU.
+        gpus: number of GPUs.
+        basis: source of the rate, for the user.
     """
 
     steps: int
@@ -52,12 +52,12 @@ class Estimate:
 
     @property
     def gpu_hours(self) -> float:
-        """Hours of one GPU, times their number."""
+        """GPU-hours of all GPUs."""
         return self.audio_hours / self.rate
 
     @property
     def hours(self) -> float:
-        """Hours on the clock."""
+        """Wall-clock hours."""
         return self.gpu_hours / self.gpus
 
     def describe(self) -> str:
@@ -70,17 +70,17 @@ class Estimate:
 
 
 def estimate(config: Config, gpus: int, card: str = MEASURED_CARD, rate: Optional[float] = None) -> Estimate:
-    """The time of a run of `training.max_steps` steps with full batches.
+    """Estimate the time of a run of `training.max_steps` steps with full batches.
 
     Args:
-        config: with ``data.max_duration``, ``training.accumulate``, ``training.max_steps``.
+        config: gives ``data.max_duration``, ``training.accumulate``, ``training.max_steps``.
         gpus: ranks of the run.
-        card: kind of GPU, a key of `PEAK`; for an encoder of XLSR-53's size that is trained whole.
-        rate: seconds of audio a second and GPU, measured with this configuration, in place of ``card``: the number
-            ``speed`` of log.jsonl, divided by the number of GPUs.
+        card: kind of GPU, a key of `PEAK`; for a fully trained encoder of XLSR-53's size.
+        rate: seconds of audio per second and GPU, measured with this configuration, instead of ``card``: ``speed`` in
+            log.jsonl divided by the number of GPUs.
 
     Raises:
-        UserError: for a card that is not known.
+        UserError: unknown card.
     """
     steps = config.training.max_steps
     seconds = float(steps) * config.training.accumulate * gpus * config.data.max_duration

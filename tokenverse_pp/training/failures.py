@@ -1,6 +1,6 @@
-"""What a run says in one line when its device fails: out of memory, or the GPU is lost.
+"""One-line errors for a run whose device fails: out of memory, or a lost GPU.
 
-`naming_memory` is for the batches of a step, `explaining_device_errors` for all else of a run.
+`naming_memory` is for the batches of a step, `explaining_device_errors` for the rest of a run.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from tokenverse_pp.data.dataset import Batch
 from tokenverse_pp.models.checkpoint import list_checkpoints
 from tokenverse_pp.models.compat import is_lost_device, is_out_of_memory
 
-BLOCKING = "CUDA_LAUNCH_BLOCKING"  # CUDA then raises an error where its cause is; torch's own advice
+BLOCKING = "CUDA_LAUNCH_BLOCKING"  # CUDA then raises an error at its cause, as torch itself advises
 
 
 @contextlib.contextmanager
 def naming_memory(batch: Batch) -> Iterator[None]:
-    """Raise a UserError that names the cuts of a batch where it runs out of memory."""
+    """Raise a UserError that names the cuts of a batch if it runs out of memory."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -37,10 +37,10 @@ def naming_memory(batch: Batch) -> Iterator[None]:
 
 @contextlib.contextmanager
 def explaining_device_errors(options: TrainingConfig) -> Iterator[None]:
-    """Raise a UserError for a lost GPU, and where memory runs out outside of a step's batches.
+    """Raise a UserError if the GPU is lost, or memory runs out outside of a step's batches.
 
-    It says what to resume from: checkpoints are renamed into place once they are written, so the latest one is whole.
-    With CUDA_LAUNCH_BLOCKING=1, for looking for the cause, the error of a lost GPU stays as it is.
+    It names the checkpoint to resume from: checkpoints are renamed into place once written, so the latest is complete.
+    With CUDA_LAUNCH_BLOCKING=1, used to find the cause, the error of a lost GPU is not changed.
     """
     try:
         yield
@@ -56,13 +56,13 @@ def explaining_device_errors(options: TrainingConfig) -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error; what CUDA writes below is the same each time."""
+    """Return the first line of an error; the lines that CUDA adds are always the same."""
     line = str(error).strip().partition("\n")[0]
     return one_line(RuntimeError(line)) if line else type(error).__name__
 
 
 def rest_of(options: TrainingConfig) -> str:
-    """What is left of a run that has failed."""
+    """Describe what is left of a failed run."""
     checkpoints = list_checkpoints(Path(options.exp_dir))
     if not checkpoints:
         return "there is no checkpoint yet"

@@ -44,10 +44,10 @@ from tokenverse_pp.training.validation import training_chunks
 
 LOG = logging.getLogger(__name__)
 ALONE = DistributedContext()
-# Ranks from which `data.rank_parts` is advised: drawing for 33 of 240 s a batch takes as long as a step.
+# Ranks from which `data.rank_parts` is advised: drawing batches of 240 s for 33 ranks takes as long as a step.
 PARTS_FROM = 32
-INDEX_FROM = 5_000_000  # cuts from which an index is advised: without one they cost ten seconds and more
-PART = 10_000  # cuts of a rank in a round, from which few of its batches are remainders of the 20 buckets
+INDEX_FROM = 5_000_000  # cuts from which an index is advised: reading them without one takes over 10 s
+PART = 10_000  # cuts per rank and round: with fewer, many batches are remainders of the 20 buckets
 MOST_HASHES = 20_000_000  # ids that ranks compare at once: 160 MB, and twice that to sort them
 SAID_FROM = 20  # megabytes of manifests from which the check takes minutes: 200,000 cuts, if gzipped
 
@@ -76,10 +76,10 @@ def make_inputs(
     """The dataset, the sampler of this rank and the validation cuts of a run.
 
     Args:
-        encoder: says how many frames a cut has.
-        rounds: of ``data.train``.
+        encoder: gives the number of frames of a cut.
+        rounds: rounds of ``data.train``.
         valid: the cuts of ``data.valid``.
-        begins: whether the run is not a resumed one: log `growth_advice`, whose options hold from the start of a run.
+        begins: whether the run is new; then log `growth_advice`, whose options must be set from the start.
     """
     t = config.tasks
     activation = Activation(t.activation, t.activation_prob, config.training.seed, t.paired)
@@ -106,7 +106,7 @@ def make_inputs(
     def looked(found: Sequence[Tuple[UnknownCounts, List[str]]]) -> None:
         for rank, (unknown, lines) in enumerate(found):
             usable.unknown.put(unknown)
-            for line in lines if len(found) > 1 and rank != world.rank else ():  # its own it has reported
+            for line in lines if len(found) > 1 and rank != world.rank else ():  # it has already reported its own
                 LOG.info(f"rank {rank}: {line}")
         usable.unknown.finish("data.train", LOG.info, config.data.max_unk_share)
 
@@ -119,7 +119,7 @@ def make_inputs(
 
 
 def longest_seconds(config: Config, encoder: Encoder) -> float:
-    """The longest cut that a run takes: as ``data.max_seconds`` says, or where that is less, as its encoder does.
+    """Return the longest duration of a cut: ``data.max_seconds``, or the encoder's limit if that is lower.
 
     Raises:
         UserError: the encoder cannot run in the chunks of ``model.streaming``.
@@ -136,7 +136,7 @@ def longest_seconds(config: Config, encoder: Encoder) -> float:
 
 
 def growth_advice(config: Config, ranks: int, rounds: Rounds) -> Iterator[str]:
-    """A line for each option that a run of so many ranks and cuts should have, and has not (docs/scaling.md)."""
+    """Yield a line for each option that a run with so many ranks and cuts should set but does not (docs/scaling.md)."""
     part = rounds.epoch_cuts // rounds.per_epoch // ranks
     large = rounds.epoch_cuts // ranks >= PART  # with fewer cuts no round is large enough
     if config.data.rank_parts and ranks > 1 and part < PART and large:
@@ -156,7 +156,7 @@ def growth_advice(config: Config, ranks: int, rounds: Rounds) -> Iterator[str]:
 
 
 def has_features(config: Config) -> bool:
-    """Whether a run, where its configuration leaves it open, reads stored features: all files have its encoder's."""
+    """Whether ``data.stored_features: null`` means true: all files have the encoder's features, no augmentation."""
     first = [next(open_source(path).open_at(0)) for path in [*config.data.train, *config.data.valid]]
     return not config.data.augment.enabled and carry_features(first, config.model)
 
@@ -169,9 +169,9 @@ def check_data(config: Config, tasks: TaskSet, world: DistributedContext = ALONE
 
     Args:
         config: ``data.validate_audio`` is the size of the sample.
-        tasks: of the model.
-        resumed: leave out the labels of ``data.train``, which were checked when the run began: a run is not resumed
-            with other content of these files. With ``training.allow_changed_data`` they are checked again.
+        tasks: tasks of the model.
+        resumed: skip the labels of ``data.train``. They were checked when the run began, and a run does not resume with
+            changed files. With ``training.allow_changed_data`` they are checked again.
 
     Raises:
         UserError: the same on all ranks, naming the first problem.
@@ -194,16 +194,16 @@ def check_data(config: Config, tasks: TaskSet, world: DistributedContext = ALONE
 
 
 def same_corpora(rounds: Rounds, world: DistributedContext, valid: Sequence[str] = ()) -> List[Dict[str, Any]]:
-    """Bytes and SHA-256 of each training corpus; on each machine the first process reads them, or their index.
+    """Return size and SHA-256 of each training corpus; the first process of each machine reads it, or its index.
 
     Args:
-        rounds: with the corpora.
+        rounds: rounds over the corpora.
         world: the ranks.
-        valid: manifests that are compared as well, where there are several machines.
+        valid: manifests that are also compared, if there are several machines.
 
     Raises:
-        UserError: on all ranks, if machines have copies that differ: each rank takes its own of the batches that all
-            draw, or with ``data.rank_parts`` its own part of the cuts, and all are to come to the same scores.
+        UserError: on all ranks, if copies on machines differ: each rank takes its share of the batches that all draw,
+            or with ``data.rank_parts`` its own part of the cuts, and all must compute the same scores.
     """
     mine = None
     compared = valid if sum(world.gather(world.leads)) > 1 else ()
@@ -223,7 +223,7 @@ def same_corpora(rounds: Rounds, world: DistributedContext, valid: Sequence[str]
 
 
 def check_labels(manifest: Path, tasks: TaskSet, world: DistributedContext, bar: Any = None) -> None:
-    """Check a manifest against the label schema, each rank its part, and that no id is there twice.
+    """Check a manifest against the label schema, each rank its part, and that no id occurs twice.
 
     Raises:
         UserError: on all ranks, naming the first problem and the number of others in that rank's part.
@@ -240,7 +240,7 @@ def check_labels(manifest: Path, tasks: TaskSet, world: DistributedContext, bar:
         if problems:
             more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
             raise UserError(f"{manifest}: {problems[0]}{more}")
-    # An id that is twice in one part was found above; the ranks compare the others, some of them at a time.
+    # Repeated ids within one part were found above; the ranks compare the others, some at a time.
     mine, repeated = np.frombuffer(hashes, dtype=np.uint64), 0
     times = -(-sum(world.gather(len(mine))) // MOST_HASHES)
     for number in range(times):
@@ -254,7 +254,7 @@ def check_labels(manifest: Path, tasks: TaskSet, world: DistributedContext, bar:
 
 
 def check_sample(path: str, config: Config, world: DistributedContext, most: Optional[int] = None) -> None:
-    """Look up the audio files, or the stored features, of this rank's part of a sample of a file's cuts.
+    """Check that audio or stored features exist for this rank's part of a sample of a file's cuts.
 
     Args:
         most: size of the sample; None: ``data.validate_audio``.

@@ -19,9 +19,9 @@ LOG_FILE = "log.jsonl"
 
 
 class RunLog:
-    """Appends records to ``log.jsonl`` and scalars to tensorboard; for the rank that writes.
+    """Appends records to ``log.jsonl`` and scalars to tensorboard; used by ranks that write.
 
-    Without tensorboard, or with one that cannot be imported, the run continues with a warning.
+    If tensorboard is missing or cannot be imported, the run continues with a warning.
     """
 
     def __init__(self, exp_dir: Path, step: int):
@@ -45,7 +45,7 @@ class RunLog:
             self.board.add_scalar(f"{kind}/{name}", value, step)
 
     def note(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """Write a record to ``log.jsonl`` alone; ``kind``: also drawn (`Meter.drawn`)."""
+        """Write a record only to ``log.jsonl``; ``kind``: also ``drawn`` (`Meter.drawn`)."""
         self.file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
         self.file.flush()
 
@@ -57,7 +57,7 @@ class RunLog:
 
 
 def read_log(path: Path) -> List[Dict]:
-    """The records of a ``log.jsonl``; a line that a killed run cut off is skipped."""
+    """The records of a ``log.jsonl``; an incomplete line of a killed run is skipped."""
     records = []
     if path.is_file():
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -80,7 +80,7 @@ PANELS: Tuple[Tuple[str, Tuple[Tuple[str, str], ...]], ...] = (
 
 
 def plot_curves(exp_dir: Path) -> Optional[Path]:
-    """Draw `PANELS` over steps into ``curves.png``; None if matplotlib cannot be imported."""
+    """Draw `PANELS` over steps into ``curves.png``; return None if matplotlib cannot be imported."""
     try:
         from matplotlib.figure import Figure
     except Exception as error:  # whatever is wrong with matplotlib must not fail a finished run
@@ -89,7 +89,7 @@ def plot_curves(exp_dir: Path) -> Optional[Path]:
         return None
     records = read_log(exp_dir / LOG_FILE)
     figure = Figure(figsize=(12, 7))
-    # Not by `tight_layout`, which draws all of it once more.
+    # Not `tight_layout`, which draws everything once more.
     figure.subplots_adjust(left=0.06, right=0.985, bottom=0.08, top=0.95, wspace=0.23, hspace=0.32)
     for number, (title, sources) in enumerate(PANELS, start=1):
         axis = figure.add_subplot(2, 3, number)
@@ -98,7 +98,7 @@ def plot_curves(exp_dir: Path) -> Optional[Path]:
             for name in sorted({key for record in mine for key in record if fnmatch(key, pattern)}):
                 points = [(record["step"], record[name]) for record in mine if name in record]
                 axis.plot(*zip(*points), label=name if "*" in pattern else kind, marker="." if kind == "valid" else "")
-        axis.set_title(title, fontsize=10, y=1.0)  # without y it is looked for
+        axis.set_title(title, fontsize=10, y=1.0)  # without y it is computed
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
         if axis.lines:
@@ -132,7 +132,7 @@ class Meter:
         self.started = time.monotonic()
 
     def waiting(self, batches: Iterable[T]) -> Iterator[T]:
-        """Pass batches through; the time until each is there counts as waiting for data."""
+        """Yield the batches; the time until each arrives counts as waiting for data."""
         iterator = iter(batches)
         while True:
             start = time.monotonic()
@@ -144,7 +144,7 @@ class Meter:
             yield batch
 
     def add(self, result: StepResult, batches: Sequence[Batch]) -> None:
-        """Count a step, the time since the one before, and this rank's batches."""
+        """Count a step, the time since the previous one, and this rank's batches."""
         now = time.monotonic()
         self.seconds += now - self.started
         self.restart()
@@ -173,7 +173,7 @@ class Meter:
 
 
 def add_drawn(parts: Iterable[Drawn]) -> Drawn:
-    """Sum what several ranks, or several log records, have drawn."""
+    """Sum the drawn cuts of several ranks or log records."""
     total: Drawn = {}
     for part in parts:
         for corpus, counts in part.items():

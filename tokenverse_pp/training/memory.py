@@ -18,7 +18,7 @@ from tokenverse_pp.models.transducer import Transducer
 from tokenverse_pp.training.failures import naming_memory
 from tokenverse_pp.training.steps import different_batches, run_largest, unchanged_buffers, worst_batches
 
-SHARE = 0.9  # of a GPU's memory that may be filled: the allocator cannot use all of it
+SHARE = 0.9  # share of a GPU's memory that may be used: the allocator cannot use all of it
 
 
 def pick_recomputed(
@@ -32,7 +32,7 @@ def pick_recomputed(
     """Recompute as few layers as fit into memory, the same number on all ranks; return a line for the log.
 
     Runs the largest batches forward and backward with none, all and, by bisection, other numbers of layers recomputed.
-    Where memory cannot be measured (CPUs) nothing changes, and the line is empty.
+    If memory cannot be measured (CPUs), nothing changes, and the line is empty.
 
     Raises:
         UserError: naming the cuts of a batch that does not fit with all layers recomputed.
@@ -73,7 +73,7 @@ def pick_recomputed(
 
 
 def fewest(fits: Callable[[int], bool], most: int) -> int:
-    """The least number from 0 to ``most`` that fits, if all above it do; ``most`` if none does."""
+    """Return the least number up to ``most`` that fits, if all above it do; ``most`` if none does."""
     if fits(0) or most == 0:
         return 0
     if not fits(most):
@@ -86,7 +86,7 @@ def fewest(fits: Callable[[int], bool], most: int) -> int:
 
 
 def memory_limit(device: torch.device, config: Config) -> Optional[float]:
-    """The megabytes that a step may fill; None where memory cannot be measured."""
+    """Return the megabytes that a step may use; None if memory cannot be measured."""
     total = device_memory(device)
     if total is None:
         return None
@@ -97,10 +97,10 @@ def memory_limit(device: torch.device, config: Config) -> Optional[float]:
 def memory_of_updates(
     model: nn.Module, optimizer: torch.optim.Optimizer, config: Config, world: DistributedContext
 ) -> float:
-    """Megabytes that a step needs beside those of one forward and backward pass.
+    """Return the megabytes that a step needs in addition to a forward and backward pass.
 
-    AdamW's moments, which are made in its first step; the buckets of DDP; and gradients that are there while the next
-    batch of the step runs.
+    These are AdamW's moments, which its first step creates, DDP's buckets, and the gradients that are kept while the
+    step's next batch runs.
     """
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     times = 2 * (not optimizer.state) + (world.size > 1) + (config.training.accumulate > 1)

@@ -1,7 +1,7 @@
-"""What is trained, and at which learning rate.
+"""Which parameters are trained, and at which learning rate.
 
-AdamW with three learning rates, schedules of learning rate and losses, layers that are frozen for a while
-(``training.freeze``), and rows that are trained alone (``training.train_only``).
+AdamW with three learning rates, schedules of learning rate and losses, layers that are frozen for a time
+(``training.freeze``), and parameters of which only some rows are trained (``training.train_only``).
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ def parameter_groups(
 ) -> List[Dict[str, object]]:
     """Parameter groups for AdamW, one per learning rate and weight decay.
 
-    Biases, norms and the tables of task vectors do not decay.
+    Biases, norms and the tables of task vectors have no weight decay.
 
     Args:
-        model: parameters that require gradients are taken.
+        model: its parameters that require gradients are used.
         config: learning rates and decay.
         pretrained: name prefixes of pretrained parameters.
-        undecayed: names of other parameters that do not decay.
+        undecayed: names of other parameters without weight decay.
     """
     groups: Dict[Tuple[float, float], List[nn.Parameter]] = {}
     below = layers_below_top(model) if config.layer_decay != 1 else {}
@@ -53,9 +53,9 @@ def parameter_groups(
 
 
 def layers_below_top(model: nn.Module) -> Dict[int, int]:
-    """The number of layers of the pretrained encoder above each of its parameters (by ``id``).
+    """Return for each parameter of the pretrained encoder (by ``id``) the number of layers above it.
 
-    0 for the highest layer and the final norm; the number of layers for what comes before the lowest layer.
+    0 for the highest layer and the final norm; the number of layers for parameters below the lowest layer.
     """
     backbone = getattr(getattr(model, "encoder", None), "backbone", None)
     if backbone is None:
@@ -72,7 +72,7 @@ def layers_below_top(model: nn.Module) -> Dict[int, int]:
 def make_optimizer(
     model: nn.Module, config: OptimConfig, pretrained: Tuple[str, ...], undecayed: Collection[str] = ()
 ) -> torch.optim.AdamW:
-    """AdamW over `parameter_groups`; on a GPU as one kernel for all parameters (torch 2.0)."""
+    """Return AdamW over `parameter_groups`, on a GPU with one kernel for all parameters (torch 2.0)."""
     groups = parameter_groups(model, config, pretrained, undecayed)
     on_gpu = all(p.is_cuda for group in groups for p in group["params"])  # type: ignore[attr-defined]
     fused = {"fused": True} if on_gpu and int(torch.__version__.split(".")[0]) >= 2 else {}
@@ -80,7 +80,7 @@ def make_optimizer(
 
 
 def lr_factor(step: int, config: OptimConfig, max_steps: int) -> float:
-    """The factor of the base learning rates at a step (from 0)."""
+    """Return the factor on the base learning rates at a step (from 0)."""
     warm = max(1, config.warmup_steps)
     if step < warm:
         return (step + 1) / warm
@@ -99,7 +99,7 @@ def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
 
 
 def loss_scales(step: int, config: LossConfig) -> Tuple[float, float]:
-    """Weights of the simple and the pruned loss, as in icefall's zipformer/train.py."""
+    """Return the weights of the simple and the pruned loss, as in icefall's zipformer/train.py."""
     done = min(1.0, step / max(1, config.warm_steps))
     return 1.0 - done * (1.0 - config.simple_scale), 0.1 + 0.9 * done
 
@@ -112,7 +112,7 @@ class FreezeSchedule:
 
     Args:
         model: not wrapped for DDP.
-        stages: with rising steps from 0; empty: everything is trained from the start.
+        stages: [step, n] pairs with rising steps from 0; empty: everything is trained from the start.
 
     Raises:
         UserError: the encoder has fewer layers, or is not trained at all.
@@ -120,7 +120,7 @@ class FreezeSchedule:
 
     def __init__(self, model: nn.Module, stages: Sequence[Sequence[int]]):
         self.stages = [(step, layers) for step, layers in stages]
-        self.layers = ALL  # trained now
+        self.layers = ALL  # currently trained
         encoder = getattr(model, "encoder", None)
         self.backbone: Optional[Backbone] = getattr(encoder, "backbone", None)
         parameters = self.backbone.parameters() if self.backbone is not None else []
@@ -153,19 +153,19 @@ class FreezeSchedule:
 class TrainedRows:
     """Trains only some rows of a model's parameters.
 
-    Parameters of which no row is trained get ``requires_grad`` false, so optimiser and DDP leave them out. In the
-    others the gradients of frozen rows are set to zero before each update; AdamW then does not change these rows, as
-    long as the parameter does not decay (`partly`).
+    Parameters without trained rows get ``requires_grad=False``, so optimiser and DDP ignore them. In the others the
+    gradients of frozen rows are set to zero before each update; AdamW then does not change these rows if the parameter
+    has no weight decay (`partly`).
 
     Args:
         model: not wrapped for DDP.
-        before: what the model was before the run.
-        tasks: of the run, in order.
+        before: the model before the run.
+        tasks: tasks of the run, in order.
         mode: ``new``: rows of new tokens (predictor's embedding; outputs of joiner, simple and CTC heads) and vectors
             of new tasks; ``new_and_joiner``: also the whole joiner.
 
     Raises:
-        UserError: nothing is new.
+        UserError: no task or token is new.
     """
 
     def __init__(self, model: Transducer, before: Before, tasks: Sequence[str], mode: str):
@@ -189,7 +189,7 @@ class TrainedRows:
         return tuple(self.frozen)
 
     def mask_gradients(self) -> None:
-        """Set the gradients of frozen rows to zero, also where they are not finite."""
+        """Set the gradients of frozen rows to zero, even if they are not finite."""
         for name, parameter in self.parameters.items():
             grad = parameter.grad
             if grad is not None:

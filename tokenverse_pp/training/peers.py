@@ -5,11 +5,11 @@ while the main thread is blocked in a collective operation:
 
 - a rank that fails writes its message to the store; the others read it within `BEAT` seconds, print it and exit;
 - every rank increments its own counter each `BEAT`. Rank 0 watches all counters, the others watch rank 0's; a rank
-  whose counter stands still for ``patience`` seconds has died (SIGKILL, power, network);
-- on SIGTERM (which torchrun sends when any rank is gone) or an error in a collective operation, all watch all for
-  `URGENT` seconds.
+  whose counter does not change for ``patience`` seconds has died (SIGKILL, power, network);
+- on SIGTERM (which torchrun sends when any rank is gone) or an error in a collective operation, all ranks watch all
+  others for `URGENT` seconds.
 
-Also `StopRequest`: SIGTERM and SIGUSR1 while a model is trained ask for an end after the step, with a checkpoint.
+Also `StopRequest`: SIGTERM or SIGUSR1 during training ends the run after the current step, with a checkpoint.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from tokenverse_pp.data.distributed import DistributedContext
 BEAT = 0.5  # seconds
 URGENT = 5.0  # seconds without a sign of life, once something is known to be wrong
 EXIT_CODE = 2
-STOPPED = 128 + signal.SIGTERM  # exit code of a run that was asked to stop, and can be resumed
+STOPPED = 128 + signal.SIGTERM  # exit code of a run stopped by a signal, which can be resumed
 
 
 class Watch:
     """Watches the other ranks from a thread.
 
     Args:
-        store: a connection to the key-value store for this object alone.
-        rank: of this process.
+        store: a connection to the key-value store, used only by this object.
+        rank: rank of this process.
         size: number of ranks.
         patience: seconds without a heartbeat after which a rank counts as dead.
         leave: ends this process with a message.
@@ -53,17 +53,17 @@ class Watch:
         self.size = size
         self.patience = patience
         self.leave = leave
-        # Watch all, for a while. A plain flag: signal handlers set it, where the lock of an Event may be held.
+        # Watch all for a while. Not an Event: signal handlers set this flag, when the lock of an Event may be held.
         self.urgent = False
-        self.relaxed = False  # all were seen alive: no more need to watch all
+        self.relaxed = False  # all are alive: no need to watch all any more
         self.failing = threading.Event()  # this rank has an error: stop once the others are known to be alive
         self.ended = threading.Event()
-        self.lock = threading.Lock()  # a store's connection is not for two threads at once
+        self.lock = threading.Lock()  # a store's connection is not thread-safe
         self.seen: Dict[int, Tuple[int, float]] = {}
         self.limit = patience  # `URGENT` while all watch all
-        self.answered = time.monotonic()  # by the store
+        self.answered = time.monotonic()  # time of the store's last answer
         self.thread = threading.Thread(target=self._run, name="peers", daemon=True)
-        # Where the machine of the store has lost its power, a request to it waits for a quarter of an hour.
+        # If the machine of the store loses power, a request to it blocks for a quarter of an hour.
         self.guard = threading.Thread(target=self._guard, name="peers-guard", daemon=True)
 
     def start(self) -> None:
@@ -84,7 +84,7 @@ class Watch:
         _within(URGENT, say)
 
     def announce(self, message: str) -> None:
-        """Tell the others why this rank fails, and wait until they have read it (this rank may hold the store)."""
+        """Tell the others why this rank fails, and wait until they have read it (this rank may host the store)."""
         self.ended.set()
         _within(2 * URGENT, lambda: self._tell(f"rank {self.rank} failed: {message}", self.size - 1))
 
@@ -105,7 +105,7 @@ class Watch:
         self.thread.join(timeout=2 * URGENT)
 
     def relax(self) -> None:
-        """Watch as before a signal: all ranks have just taken part in a collective operation."""
+        """Return to normal watching: all ranks have just taken part in a collective operation."""
         self.urgent, self.relaxed, self.limit = False, True, self.patience
 
     def _read(self, key: str) -> int:
@@ -125,7 +125,7 @@ class Watch:
                 self.urgent, urgent, since = False, True, now
             self.limit = URGENT if urgent else self.patience
             reason = None
-            with contextlib.suppress(RuntimeError):  # no answer: `_guard` sees for how long
+            with contextlib.suppress(RuntimeError):  # no answer: `_guard` measures for how long
                 reason = self._look(urgent, now)
                 if reason and not self._read("failed"):
                     self._tell(reason, self.size - 2)  # neither this rank nor the dead one
@@ -174,12 +174,12 @@ class Watch:
 
 
 def join_watch(world: DistributedContext, patience: float) -> Optional[Watch]:
-    """Watch the ranks of the process group that this process has joined; None: it has no others."""
+    """Start to watch the other ranks of the process group; return None if there are none."""
     if world.size == 1:
         return None
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     client = dist.TCPStore(host, port, world.size, False, timedelta(seconds=max(patience, URGENT)))
-    # torchrun keeps its store when it starts the ranks again, after a failure or when a machine has come.
+    # torchrun keeps its store when it restarts the ranks, after a failure or when a machine joins.
     store = dist.PrefixStore(f"tokenverse/{world.from_first(lambda: uuid.uuid4().hex)}", client)
     watch = Watch(store, world.rank, world.size, patience, _leave)
     watch.start()
@@ -193,12 +193,12 @@ def join_watch(world: DistributedContext, patience: float) -> Optional[Watch]:
 
 
 class StopRequest:
-    """Whether SIGTERM or SIGUSR1 has asked this process to stop.
+    """Records whether SIGTERM or SIGUSR1 has asked this process to stop.
 
-    The signals only ask while this is entered, as a context; before and after they do what they did, but once a request
-    was made they have no other effect. SLURM, Kubernetes and spot machines announce the end with SIGTERM, SLURM's
-    ``--signal`` with any signal. torchrun also sends SIGTERM to start the ranks again: because one has failed, or with
-    those of another machine.
+    Inside this context the signals only record a request. Outside it they have their previous effect, but after a
+    request the handlers of the context stay. SLURM, Kubernetes and spot machines announce the end with SIGTERM, SLURM's
+    ``--signal`` with any signal. torchrun also sends SIGTERM to restart the ranks when one has failed or a machine
+    joins.
     """
 
     def __init__(self, watch: Optional[Watch] = None):
@@ -223,14 +223,14 @@ class StopRequest:
             self.watch.urgent = True  # if a rank is gone, the step never ends
 
     def agreed(self) -> None:
-        """All ranks have finished the step, and stop: what follows may take its time."""
+        """Note that all ranks have finished the step and stop; what follows may take long."""
         self.made = True
         if self.watch is not None:
             self.watch.relax()
 
 
 def _within(seconds: float, act: Callable[[], None]) -> None:
-    """Do something that may wait for a machine that is gone, and go on after so long."""
+    """Call ``act``, which may block on a machine that is gone; continue after ``seconds`` at most."""
     thread = threading.Thread(target=act, daemon=True)
     thread.start()
     thread.join(timeout=seconds)

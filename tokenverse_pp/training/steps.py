@@ -30,7 +30,7 @@ from tokenverse_pp.models.transducer import Losses
 from tokenverse_pp.training.failures import naming_memory
 from tokenverse_pp.training.optim import TrainedRows, loss_scales, lr_factor, set_lr
 
-LEAST_SCALE = 1e-2  # of the loss in fp16; icefall's zipformer recipe warns below it
+LEAST_SCALE = 1e-2  # least loss scale in fp16; icefall's zipformer recipe warns below it
 LENGTHS = ("lens", "token_lens")  # of a batch
 NOT_LOGGED = ("skipped", "overflow", "bad_cuts")
 BAD_BATCHES = "bad_batches"  # folder in the experiment folder
@@ -86,11 +86,11 @@ class Stepper:
 
     Args:
         model: wrapped for DDP or not.
-        optimizer: of its parameters.
+        optimizer: optimizer of its parameters.
         config: the resolved configuration.
         world: this rank.
-        scaler: of the loss; None: one for this device and precision.
-        rows: the trained rows of parameters that are trained in part, if any.
+        scaler: loss scaler; None: one for this device and precision.
+        rows: the trained rows of partly trained parameters, if any.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class Stepper:
         """
         c = self.config
         update = step - skipped
-        # Dropout and masks depend on seed, step and rank alone: a resumed run needs no stored RNG states.
+        # Dropout and masks depend only on seed, step and rank: a resumed run needs no stored RNG states.
         torch.manual_seed((c.training.seed * 1_000_003 + step) * 4096 + self.world.rank)
         simple_scale, pruned_scale = loss_scales(update, c.model.loss)
         ctc_scale = c.model.loss.ctc_scale
@@ -153,7 +153,7 @@ class Stepper:
         if not all(map(math.isfinite, mine)):
             bad_cuts = [cut_id for batch, losses in zip(batches, found) for cut_id in not_finite(losses, batch)]
         # Update.
-        # The lattice has no gradient where no path has a finite score: a loss of NaN may come with finite gradients.
+        # The lattice has no gradient if no path has a finite score: a loss of NaN may come with finite gradients.
         skipped = not (math.isfinite(loss) and math.isfinite(norm))
         loss_scale = float(self.scaler.get_scale())
         # The scaler finds its scale by overflows in float16; at the least scale they are an error.
@@ -167,11 +167,11 @@ class Stepper:
         return StepResult(*means, loss_scale, overflow, tuple(bad_cuts))
 
     def _scale_gradients(self, frames: Tensor) -> Tensor:
-        """Divide the gradients by the frames, a scalar, and clip them; return their norm before clipping."""
-        if self.rows is not None:  # first: for an overflow in frozen rows the scaler would leave out the update
+        """Divide the gradients by ``frames``, a scalar, and clip them; return their norm before clipping."""
+        if self.rows is not None:  # first: else the scaler would skip the update for an overflow in frozen rows
             self.rows.mask_gradients()
         self.scaler.unscale_(self.optimizer)
-        # DDP and FSDP have averaged over ranks; the sum is wanted.
+        # DDP and FSDP have averaged over ranks, but the sum is needed.
         scale = self.world.size / frames
         for parameter in self.parameters:
             if parameter.grad is not None:
@@ -180,7 +180,7 @@ class Stepper:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Tensors of a batch on a device, but for its lengths, which are looked at on the CPU."""
+    """Move the tensors of a batch to a device, except its lengths, which are read on the CPU."""
     return {
         key: value.to(device, non_blocking=True) if isinstance(value, Tensor) and key not in LENGTHS else value
         for key, value in batch.items()
@@ -231,7 +231,7 @@ def dump_batches(exp_dir: Path, step: int, rank: int, batches: Sequence[Batch], 
 def worst_batches(sampler: TrainSampler, dataset: TransducerDataset) -> Dict[str, CutSet]:
     """The batches of the first round with the most audio, the longest cut, the most cuts and the most tokens.
 
-    Padding counts. As icefall's ``scan_pessimistic_batches_for_oom``.
+    Padding counts. Like icefall's ``scan_pessimistic_batches_for_oom``.
     """
 
     def tokens(cuts: CutSet) -> int:
@@ -265,7 +265,7 @@ def scan(
     lines = []
     with unchanged_buffers(model):
         worst = worst_batches(sampler, dataset)
-        # Sharded, all ranks run the same number of batches.
+        # If the model is sharded, all ranks must run the same number of batches.
         for name, cuts in worst.items() if is_sharded(model) else different_batches(worst):
             batch = dataset[cuts]
             reset_peak_memory(world.device)
@@ -281,7 +281,7 @@ def scan(
 
 
 def different_batches(worst: Dict[str, CutSet]) -> List[Tuple[str, CutSet]]:
-    """The `worst_batches` without those of the same cuts as an earlier one."""
+    """Return the `worst_batches` without those that have the same cuts as an earlier one."""
     found: Dict[Tuple[str, ...], Tuple[str, CutSet]] = {}
     for name, cuts in worst.items():
         found.setdefault(tuple(cut.id for cut in cuts), (name, cuts))
@@ -299,7 +299,7 @@ def run_largest(model: nn.Module, batch: Batch, config: Config, world: Distribut
 
 @contextlib.contextmanager
 def unchanged_buffers(model: nn.Module) -> Iterator[None]:
-    """Restore the buffers of a model at the end."""
+    """Restore the buffers of a model at the end of the block."""
     buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
     yield
     with torch.no_grad():

@@ -1,11 +1,11 @@
-"""Experiment folders of several machines, shared or not, as ``training.storage`` says, and in object storage.
+"""Experiment folders of several machines, shared or local (``training.storage``), and in object storage.
 
-With ``local`` each machine has a folder of its own. `share_checkpoints` makes them equal at the start of a run: a
-machine may be new, or may have been away while the others trained.
+With ``local`` each machine has its own folder. `share_checkpoints` makes these equal at the start of a run: a machine
+may be new, or may have been absent while the others trained.
 
-A run whose ``training.exp_dir`` is a URL works in a local folder, which `RemoteRun` uploads. An object is there whole
-or not at all, and the checksums of a checkpoint are its last object: one without them is not finished, and is passed
-over.
+A run whose ``training.exp_dir`` is a URL works in a local folder, which `RemoteRun` uploads. An object exists
+completely or not at all, and the checksums of a checkpoint are uploaded last: a checkpoint without them is incomplete
+and is skipped.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from tokenverse_pp.training.log import LOG_FILE
 
 LOG = logging.getLogger(__name__)
 SEEN_WITHIN = 10.0  # seconds until a new file must be visible on another machine: NFS caches folders
-RUN = "run.json"  # of an experiment in object storage: which run it is
-UPLOADED = ".uploaded.json"  # in the local folder of such a run: what has been uploaded, or came from there
-# What a run goes on with. All else that may be at its URL (hypotheses, tensorboard) is written anew, or is not its own.
+RUN = "run.json"  # of an experiment in object storage: the id of its run
+UPLOADED = ".uploaded.json"  # in the local folder of such a run: files uploaded or downloaded
+# Files that a resumed run needs. Others at its URL (hypotheses, tensorboard) are written anew, or are not its own.
 RESUMED = {LOG_FILE, checkpoint.CONFIG, checkpoint.TOKENIZER}
 RUNS = "runs"  # folder in the cache folder where runs with a URL work
 STEP = re.compile(r"checkpoints/(step-\d{8})/(.+)")
@@ -46,7 +46,7 @@ def check_storage(exp_dir: Path, world: DistributedContext) -> None:
     """Check that the machines share the experiment folder, or that none does, as ``training.storage`` says.
 
     Raises:
-        UserError: on all processes, naming two machines.
+        UserError: on all processes; the message names two machines.
     """
     hosts = dict(world.gather((world.machine, socket.gethostname())))
     if len(hosts) < 2:
@@ -79,7 +79,7 @@ def check_storage(exp_dir: Path, world: DistributedContext) -> None:
 
 
 def _seen(marks: List[Path], world: DistributedContext) -> Set[int]:
-    """The numbers of the machines whose mark this machine sees; where the folder is shared, waits for the first."""
+    """Return the numbers of the machines whose mark this one sees; with a shared folder, wait for machine 0's."""
     until = time.monotonic() + (SEEN_WITHIN if world.shared else 0)
     while True:
         seen = {number for number, mark in enumerate(marks) if mark.exists()}
@@ -91,18 +91,18 @@ def _seen(marks: List[Path], world: DistributedContext) -> Set[int]:
 def share_checkpoints(exp_dir: Path, world: DistributedContext) -> None:
     """Give all machines the checkpoints and the log of the one that has the latest intact checkpoint.
 
-    Of its other checkpoints a machine that receives some removes those that the others have removed long since, and
-    renames the rest to ``.aside``.
+    A machine that receives checkpoints deletes its own older ones (the others have deleted these long before), and
+    renames those that were not offered to ``.aside``.
 
     Raises:
-        UserError: on all processes, where a machine cannot write them.
+        UserError: on all processes, if a machine cannot write them.
     """
     offers = world.gather(_offer(exp_dir) if world.writes else None)
     source = max(range(world.size), key=lambda rank: (max(offers[rank] or {"": 0}), -rank))
     offered, mine = offers[source] or {}, offers[world.rank]
     receives = mine is not None and mine != offered
     for folder in checkpoint.list_checkpoints(exp_dir) if receives and offered else ():
-        if folder.name < min(offered):  # first, since a disk may not hold both
+        if folder.name < min(offered):  # first, as the disk may not hold both
             shutil.rmtree(folder, ignore_errors=True)
     for name, sums in offered.items():
         lacking = [rank for rank, offer in enumerate(offers) if offer is not None and offer.get(name) != sums]
@@ -120,7 +120,7 @@ def share_checkpoints(exp_dir: Path, world: DistributedContext) -> None:
 
 
 def _offer(exp_dir: Path) -> Offer:
-    """The checkpoints of this machine up to the latest intact one, with the checksums of their tensors."""
+    """Return this machine's checkpoints up to the latest intact one, with the checksums of their tensors."""
     found = checkpoint.list_checkpoints(exp_dir)
     while found and checkpoint.damage(found[-1]):
         found.pop()
@@ -130,7 +130,7 @@ def _offer(exp_dir: Path) -> Offer:
             sums = json.loads((folder / checkpoint.CHECKSUMS).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             sums = {}
-        # Configurations may name other folders, and versions differ: only the tensors must be the same.
+        # Configurations may name different folders or versions: only the tensors must be the same.
         offer[folder.name] = [sums.get(name) for name in (checkpoint.WEIGHTS, checkpoint.OPTIMIZER)]
     return offer
 
@@ -138,7 +138,7 @@ def _offer(exp_dir: Path) -> Offer:
 def _send_folder(folder: Path, source: int, receives: bool, world: DistributedContext, needed: bool) -> None:
     """Copy a checkpoint from one process to those that receive it, and check it there.
 
-    One that is not ``needed`` and damaged is left out, with a warning: it may be so where it comes from.
+    A damaged one that is not ``needed`` is skipped with a warning: the source may be damaged as well.
     """
     files = world.gather(sorted(path.name for path in folder.iterdir()) if world.rank == source else [])[source]
     temporary = folder.with_name(folder.name + ".tmp")
@@ -163,7 +163,7 @@ def _send_folder(folder: Path, source: int, receives: bool, world: DistributedCo
 
 
 def _send_file(path: Path, source: int, target: Optional[Path], world: DistributedContext) -> Optional[str]:
-    """Copy a file (empty if it is missing) from one process to those that name a target; return their problem."""
+    """Copy a file (empty if missing) from one process to those that give a target; return their problem."""
     problem = None
     received = world.send_from(source, _blocks(path) if world.rank == source else ())
     if target is not None:
@@ -173,7 +173,7 @@ def _send_file(path: Path, source: int, target: Optional[Path], world: Distribut
                 file.writelines(received)
         except OSError as error:
             problem = f"{target}: cannot be written: {error.strerror}"
-    for _ in received:  # all processes take part to the end, also where writing fails
+    for _ in received:  # all processes take part to the end, even if writing fails
         pass
     return problem
 
@@ -185,12 +185,12 @@ def _blocks(path: Path) -> Iterator[bytes]:
 
 
 def open_remote(config: Config, world: DistributedContext) -> Optional[RemoteRun]:
-    """If ``training.exp_dir`` is a URL, make it a local folder that has what is there; the first rank uploads it.
+    """If ``training.exp_dir`` is a URL, set it to a local copy of that folder, which the first rank uploads.
 
-    The folder belongs to a run, not to a URL: where the objects were deleted, nothing of the run before comes back.
+    The copy belongs to a run, not to a URL: if the objects were deleted, nothing of the earlier run comes back.
 
     Raises:
-        UserError: on all ranks, where the storage cannot be read or written.
+        UserError: on all ranks, if the storage cannot be read or written.
     """
     url = url_of(config.training.exp_dir)
     if url is None:
@@ -205,13 +205,13 @@ def open_remote(config: Config, world: DistributedContext) -> Optional[RemoteRun
             run.fetch()
     deleted = world.from_first(lambda: run.deleted)
     if world.leads and not world.is_first:
-        for name in deleted:  # or this machine would offer them to the first
+        for name in deleted:  # otherwise this machine would offer them to the first
             shutil.rmtree(folder / "checkpoints" / name, ignore_errors=True)
     return run if world.is_first else None
 
 
 def _run_id(url: str) -> str:
-    """The id of the run at a URL, which is written if there is none."""
+    """Return the id of the run at a URL; write one if there is none."""
     if RUN not in storage.list_folder(url):
         storage.upload(json.dumps({"id": uuid.uuid4().hex[:12]}).encode(), f"{url}/{RUN}")
     try:
@@ -224,26 +224,26 @@ class RemoteRun:
     """An experiment folder in object storage, and the local folder that a run works in.
 
     Args:
-        url: of the experiment folder.
-        folder: the local one.
+        url: URL of the experiment folder.
+        folder: the local folder.
     """
 
     def __init__(self, url: str, folder: Path):
         self.url = url
         self.folder = folder
-        self.deleted: List[str] = []  # checkpoints that `fetch` found here, and deleted at the URL
+        self.deleted: List[str] = []  # local checkpoints that `fetch` found deleted at the URL
         self._uploaded: Dict[str, Tuple[int, int]] = {}  # relative name -> size and time of change
         self._thread: Optional[threading.Thread] = None
         self._problem: Optional[UserError] = None
 
     def fetch(self) -> None:
-        """Get the checkpoints that are there, and unless later ones are here, the log.
+        """Download the checkpoints at the URL and, unless later ones exist here, the files in `RESUMED`.
 
-        Later checkpoints are here if the run was killed before they were uploaded. What was uploaded, or is earlier,
-        and is not there, was deleted there, and is deleted here.
+        Later ones exist here if the run was killed before it uploaded them. A local checkpoint that is missing at the
+        URL, but was uploaded or is older than the newest one there, was deleted there and is deleted here.
 
         Raises:
-            UserError: the storage cannot be read, or the disk not be written.
+            UserError: the storage cannot be read, or the disk cannot be written.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         there = storage.list_folder(self.url)
@@ -263,7 +263,7 @@ class RemoteRun:
             LOG.warning(f"{later[-1]} of this machine was not uploaded, and is later than those of {self.url}")
         kept = RESUMED if later else set()
         for name in self._uploaded.keys() - there.keys() - kept:
-            if not STEP.fullmatch(name):  # one that is not whole there is whole here
+            if not STEP.fullmatch(name):  # one that is incomplete there is complete here
                 (self.folder / name).unlink(missing_ok=True)
         if not later:
             others = sorted(RESUMED & there.keys())
@@ -273,7 +273,7 @@ class RemoteRun:
         self._write_uploaded()
 
     def _read_uploaded(self) -> None:
-        """Read what earlier processes have uploaded; nothing of it is known where the file is damaged."""
+        """Read what earlier processes have uploaded; a damaged file counts as empty."""
         with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
             found = json.loads((self.folder / UPLOADED).read_text(encoding="utf-8"))
             self._uploaded = {str(name): (int(size), int(time)) for name, (size, time) in found.items()}
@@ -282,7 +282,7 @@ class RemoteRun:
         write_json(self.folder / UPLOADED, dict(self._uploaded))
 
     def _fetch_checkpoint(self, name: str, objects: Dict[str, Any]) -> None:
-        """Download a checkpoint unless it is here already; one that is damaged is left out, with a warning."""
+        """Download a checkpoint unless it is here already; skip a damaged one with a warning."""
         target = self.folder / "checkpoints" / name
         sums = storage.read_bytes(f"{self.url}/checkpoints/{name}/{checkpoint.CHECKSUMS}")
         with contextlib.suppress(OSError):
@@ -305,9 +305,9 @@ class RemoteRun:
         self._uploaded.update((n, _state(self.folder / n)) for n in objects)
 
     def upload(self) -> None:
-        """Upload in the background what has changed in the local folder; waits for the upload before."""
+        """Upload changed files of the local folder in the background, after the previous upload has ended."""
         self.wait()
-        # Listed here, as the caller may write the next checkpoint meanwhile.
+        # Listed before the thread starts: the caller may write the next checkpoint meanwhile.
         paths = (path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*") if path.is_file())
         hidden = re.compile(r"(\A|/)\.|\.(tmp|old)/")
         names = sorted(path for path in paths if not hidden.search(path))
@@ -315,10 +315,10 @@ class RemoteRun:
         self._thread.start()
 
     def wait(self, needed: bool = False) -> None:
-        """Wait for the upload. What failed is told, and goes with the next one.
+        """Wait for the upload. A failure is logged, and the next upload tries again.
 
         Raises:
-            UserError: it failed, and is ``needed``.
+            UserError: the upload failed, and is ``needed``.
         """
         if self._thread is not None:
             self._thread.join()
@@ -338,20 +338,20 @@ class RemoteRun:
             self._problem = error
         except OSError as error:
             self._problem = UserError(f"{self.folder}: cannot be read: {error}")
-        except Exception as error:  # nobody else would tell what a library raises in this thread
+        except Exception as error:  # otherwise nobody would see what a library raises in this thread
             self._problem = UserError(f"{self.url}: {one_line(error) or type(error).__name__}")
 
     def _upload_changed(self, names: List[str]) -> None:
-        """Upload what is new, a folder's checksums last; then delete the checkpoints that are no longer here."""
+        """Upload changed files, a folder's checksums last; then delete remote checkpoints that are no longer here."""
         changed = {name for name in names if self._uploaded.get(name) != _state(self.folder / name)}
         there = storage.list_folder(self.url)
         last = {name for name in names if name.endswith(f"/{checkpoint.CHECKSUMS}")}
-        # First noted as not uploaded: a process that is killed here has not deleted them.
+        # First noted as not uploaded: if this process is killed here, they do not count as deleted.
         kept = set(names) - (last & changed)
         self._uploaded = {name: state for name, state in self._uploaded.items() if name in kept}
         self._write_uploaded()
         for folder in {name.rpartition("/")[0] for name in last & changed}:
-            # What is there under this name is about to be replaced, object by object.
+            # The remote folder of this name is about to be replaced, object by object.
             if f"{folder}/{checkpoint.CHECKSUMS}" in there:
                 storage.remove(f"{self.url}/{folder}/{checkpoint.CHECKSUMS}")
         storage.in_parallel(self._upload_file, sorted(changed - last))
@@ -363,13 +363,13 @@ class RemoteRun:
     def _upload_file(self, name: str) -> None:
         path = self.folder / name
         state = _state(path)
-        # Logs grow meanwhile: they are taken as they are now. Checkpoints and models do not.
+        # Logs grow meanwhile, so their present content is read. Checkpoints and models do not.
         written = name.startswith(("checkpoints/", "model/"))
         storage.upload(path if written else path.read_bytes(), f"{self.url}/{name}")
         self._uploaded[name] = state
 
 
 def _state(path: Path) -> Tuple[int, int]:
-    """Size and time of change of a file."""
+    """Return size and modification time of a file."""
     stat = path.stat()
     return stat.st_size, stat.st_mtime_ns

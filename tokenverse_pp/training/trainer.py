@@ -99,7 +99,7 @@ class Trainer:
         """Train until the last step or epoch; return the folder of the averaged model.
 
         Args:
-            stop: if any rank is asked to stop, all of them save a checkpoint after the step, and return None.
+            stop: if it asks any rank to stop, all ranks save a checkpoint after the step, and return None.
         """
         with stop or StopRequest() as self.stop:
             self._train()
@@ -141,7 +141,7 @@ class Trainer:
             self.meter.restart()  # validation and saving are not training time
             if last:
                 break
-        # What the last of training.max_steps has had, where epochs or a signal end the run before.
+        # As for the last of training.max_steps, if epochs or a signal end the run earlier.
         if self.meter.results:
             self.log(log, bar)
         if self.saved < self.step:
@@ -160,7 +160,7 @@ class Trainer:
         """Yield the batches of each step and the sampler's state after them.
 
         A step has ``training.accumulate`` batches; the last step of an epoch may have fewer. An epoch ends on all ranks
-        as soon as one rank has no batch left, and the run as soon as one is asked to stop.
+        as soon as one rank has no batch left, and the run as soon as one rank is asked to stop.
         """
         t = self.config.training
         start = self.progress.place
@@ -229,11 +229,11 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint, then delete those that are no longer needed (on the ranks that write)."""
         self._share_trained()
-        if self.remote and self.saved == self.step:  # may still read the folder that is replaced now
+        if self.remote and self.saved == self.step:  # the upload may still read the folder that is replaced now
             self.remote.wait()
-        with self.world.failing_together():  # after a full disk of one machine the others have theirs
+        with self.world.failing_together():  # if one machine's disk is full, the others still have theirs
             self.saver.save(self.progress, write=self.world.writes)
-        if self.remote:  # may still read what is deleted now
+        if self.remote:  # the upload may still read what is deleted now
             self.remote.wait()
         with self.world.failing_together():
             if self.world.writes:
@@ -262,7 +262,7 @@ class Trainer:
 
     @property
     def exhausted(self) -> bool:
-        """Whether ``training.patience`` is at its end."""
+        """Whether ``training.patience`` is used up."""
         patience = self.config.training.patience
         return bool(patience) and self.progress.worse >= patience
 
@@ -286,8 +286,8 @@ class Trainer:
     ) -> None:
         """Resume from a checkpoint (`checkpoints.find_start`), start from another model, or from scratch.
 
-        All input is checked before anything is written to the experiment folder. ``corpora``: `same_corpora`, if it was
-        called before.
+        All input is checked before anything is written to the experiment folder. ``corpora``: the result of
+        `same_corpora`, if known.
         """
         corpora = corpora or same_corpora(self.sampler.rounds, self.world)
         if folder:
@@ -329,12 +329,12 @@ class Trainer:
         self.say(f"resuming from {folder.name}: epoch {place.epoch}, round {place.round}, batch {place.batch}")
 
     def _convert_place(self, name: str, data: DataConfig, ranks: int) -> None:
-        """Where to go on after a checkpoint of other rounds, of another number of ranks, or of other parts."""
+        """Adapt the sampler's place if the checkpoint has other rounds, ranks or ``data.rank_parts``."""
         place, rounds = self.progress.place, self.sampler.rounds
         cuts = data.epoch_cuts or sum(source.count for source in rounds.sources)
         before, parts = -(-cuts // data.round_cuts), data.rank_parts != self.config.data.rank_parts
         if before != rounds.per_epoch:
-            # The beginning of the round that holds the beginning of the old one: no cut of the epoch is left out.
+            # The start of the round that contains the start of the old one: no cut of the epoch is skipped.
             self.progress.place = place._replace(round=place.round * rounds.per_epoch // before, batch=0)
             self.say(
                 f"{name} has {before} rounds an epoch, now {rounds.per_epoch}: going on at the beginning "
@@ -368,7 +368,7 @@ class Trainer:
         if not result.skipped:
             return
         p.bad_steps += 1
-        # If the loss of a cut is not finite, that rank reports it; a gradient may be any rank's.
+        # If the loss of a cut is not finite, its rank reports it; a gradient may come from any rank.
         if result.bad_cuts or math.isfinite(result.loss):
             ids = ", ".join(result.bad_cuts or cut_ids(batches))
             folder = dump_batches(self.exp_dir, self.step, self.world.rank, batches, result.bad_cuts)

@@ -1,7 +1,7 @@
-"""Starting from a model that lacks tasks or languages of the new run (task transfer; docs/transfer.md).
+"""Start from a model without some tasks or languages of the new run (task transfer; docs/transfer.md).
 
-Token ids, rows of old tokens and vectors of old tasks stay. New rows are initialised so that the model writes what it
-wrote before as long as the new tasks are inactive.
+Token ids, rows of old tokens and vectors of old tasks are kept. New rows are initialised so that the model's output
+does not change as long as the new tasks are inactive.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Before:
     vocabulary: int
     tasks: List[str]
     tables: List[str]  # of task vectors
-    ctc: bool = True  # had a CTC head; an older state.json does not say
+    ctc: bool = True  # had a CTC head; older state.json files do not say
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ def read_source(config: Config, tasks: TaskSet) -> InitialModel:
     """Read the model that ``training.init_from`` names.
 
     Args:
-        config: of the run.
-        tasks: of the run, among them all tasks of the model.
+        config: configuration of the run.
+        tasks: tasks of the run, which must include all tasks of the model.
 
     Raises:
         UserError: there is no model, or it has a task or token that the run does not list.
@@ -91,20 +91,20 @@ def read_source(config: Config, tasks: TaskSet) -> InitialModel:
 
 
 def continue_vectors(config: Config, source: Optional[InitialModel], start: Optional[Path]) -> str:
-    """Set what is null of ``model.vectors.masked`` and ``model.spec_augment.fill``.
+    """Set ``model.vectors.masked`` and ``model.spec_augment.fill`` if they are null.
 
-    Both are set as the model was trained that the run continues from, else to true and to mean. (With
-    ``training.init_from`` the model's ``fill`` is a default of the configuration: `config_files.continued_defaults`.)
+    They get the values of the model that the run continues from, else true and mean. (With ``training.init_from`` the
+    model's ``fill`` is a default of the configuration: `config_files.continued_defaults`.)
 
-    Returns a line for the log where it is set to false; otherwise it is empty.
+    Returns a line for the log if ``masked`` is set to false, else an empty text.
 
     Args:
-        config: of the run, changed in place.
+        config: configuration of the run, changed in place.
         source: see `read_source`; None without ``training.init_from``.
         start: the checkpoint that the run resumes from.
 
     Raises:
-        UserError: the run resumes with vectors of another form than the checkpoint's. (`start_from` converts them.)
+        UserError: the run resumes with another ``code`` or ``scale`` than the checkpoint's. (`start_from` converts it.)
     """
     ours, augment = config.model.vectors, config.model.spec_augment
     resumed = load_config(start / checkpoint.CONFIG).model if start else None
@@ -127,15 +127,15 @@ def continue_vectors(config: Config, source: Optional[InitialModel], start: Opti
 
 
 def before_of(config: Config, source: Optional[InitialModel], start: Optional[Path]) -> Optional[Before]:
-    """The model as it was before the run began (a pretrained transducer too); None for a run from scratch.
+    """Return the model before the run began (a pretrained transducer too); None for a run from scratch.
 
     Args:
-        config: of the run.
+        config: configuration of the run.
         source: see `read_source`; None without ``training.init_from``.
-        start: the checkpoint that the run resumes from, whose state holds the answer.
+        start: the checkpoint that the run resumes from, whose state stores it.
 
     Raises:
-        UserError: ``training.train_only`` asks for what is new in a run from scratch.
+        UserError: ``training.train_only`` is not ``all`` in a run from scratch.
     """
     before = source.before if source else None
     if not source and not start and config.model.transducer == "pretrained":
@@ -155,7 +155,7 @@ def before_of(config: Config, source: Optional[InitialModel], start: Optional[Pa
 
 
 def new_below_mean(training: TrainingConfig) -> float:
-    """``training.new_below_mean``, or its default: old scores need not be kept where all weights are trained."""
+    """Return ``training.new_below_mean`` or its default: training all weights need not keep old scores."""
     if training.new_below_mean is None:
         return 1.0 if training.train_only == "all" else 10.0
     return training.new_below_mean
@@ -174,12 +174,12 @@ def start_from(
 
     Args:
         source: see `read_source`.
-        model: with the run's tasks and vocabulary.
-        tasks: of the run.
-        tokenizer: of the run.
-        say: called with lines about parts that start new and parts that are left out.
+        model: has the run's tasks and vocabulary.
+        tasks: tasks of the run.
+        tokenizer: tokenizer of the run.
+        say: called with lines about new parts and parts that are left out.
         below_mean: see `extended_state`.
-        like_peers: new tokens start like their `peers`.
+        like_peers: initialise new tokens like their `peers`.
 
     Raises:
         UserError: the vocabulary does not extend the source's, or the model has another shape.
@@ -214,15 +214,15 @@ def start_from(
 
 
 def start_from_pretrained(name: str, model: Transducer, below_mean: float) -> int:
-    """Load predictor and joiner of a pretrained transducer into a model whose vocabulary extends its; return its size.
+    """Load a pretrained predictor and joiner into a model with extended vocabulary; return the old vocabulary's size.
 
     Rows of new tokens start as in `extended_state`. The simple joiner, which finds the pruning bounds and which the
-    checkpoint does not have, starts as the joiner's best linear likeness: relu(a + b) and tanh(a + b) of spread values
-    are about (a + b) / 2, so its logits are half of W (a + b), plus the bias.
+    checkpoint does not have, starts as a linear approximation of the joiner: relu(a + b) and tanh(a + b) of spread
+    values are about (a + b) / 2, so its logits are half of W (a + b), plus the bias.
 
     Args:
-        name: of the checkpoint.
-        model: with the sizes of `tokenverse_pp.models.pretrained_transducer.set_sizes`.
+        name: name of the checkpoint.
+        model: has the sizes of `tokenverse_pp.models.pretrained_transducer.set_sizes`.
         below_mean: see `extended_state`.
 
     Raises:
@@ -252,10 +252,10 @@ def start_from_pretrained(name: str, model: Transducer, below_mean: float) -> in
 
 
 def matched_parts(state: State, model: Transducer) -> Tuple[State, List[str], List[str]]:
-    """Weights with the auxiliary parts (`AUXILIARY`) of a model; new parts; parts that are left out.
+    """Return weights with the auxiliary parts (`AUXILIARY`) of a model, the new parts, and omitted parts.
 
-    A part that the source lacks stays as the model was built: a CTC head random, task vectors zero. A part of which
-    the source has only some tensors is not completed.
+    A part that the source does not have keeps its initial values: random for a CTC head, zero for task vectors. A part
+    of which the source has only some tensors is not completed.
     """
     wanted, out = gathered(model.checkpoint_state()), dict(state)
     new, left_out = [], []
@@ -272,14 +272,14 @@ def matched_parts(state: State, model: Transducer) -> Tuple[State, List[str], Li
 
 
 def matched_encoder(state: State, source: InitialModel, model: Transducer) -> Tuple[State, List[str], List[str]]:
-    """Weights with those of the pretrained encoder that the source froze and did not save; new parts; messages.
+    """Add the pretrained encoder's weights that the source froze; return all weights, new parts and messages.
 
-    Adapters that the source did not have start new, those of a lower rank are widened (`widened_adapters`). If the
-    features at the seam differ, the vectors that are added to them start at zero.
+    Adapters that the source did not have keep their initial values; those of a lower rank are widened
+    (`widened_adapters`). If the features at the seam differ, the vectors that are added to them start at zero.
     """
     wanted, out, new, lines = gathered(model.checkpoint_state()), dict(state), [], []
     ours = {name: value for name, value in wanted.items() if name.startswith(PRETRAINED)}
-    for name in ours:  # peft moves a matrix that gets adapters
+    for name in ours:  # peft renames a matrix that gets adapters
         plain = name.replace(".base_layer.", ".")
         if name not in out and plain in out:
             out[name] = out.pop(plain)
@@ -308,15 +308,15 @@ def matched_encoder(state: State, source: InitialModel, model: Transducer) -> Tu
 
 
 def widened_adapters(state: State, ours: State, source: InitialModel, config: EncoderConfig) -> State:
-    """The adapters of a lower rank or of another scale (alpha / rank), with the shapes and the scale of ours.
+    """Convert adapters of a lower rank or of another scale (alpha / rank) to the shapes and the scale of ours.
 
-    The added rows of A start random, the added columns of B zero: the model's output stays.
+    The added rows of A are random, the added columns of B zero: the model's output does not change.
 
     Args:
         state: the source's tensors.
         ours: tensors of the model's encoder, with its initial adapters.
         source: see `read_source`.
-        config: of the model's encoder.
+        config: configuration of the model's encoder.
 
     Raises:
         UserError: the source's rank is higher.
@@ -342,7 +342,7 @@ def seam_of(config: EncoderConfig) -> Tuple[object, ...]:
 
 
 def frozen_by(config: EncoderConfig, backbone: Backbone) -> Callable[[str], bool]:
-    """A function that tells whether checkpoints leave out the backbone's weight of a name."""
+    """Return a function that tells whether checkpoints leave out the backbone's weight of a given name."""
     if config.kind == "finetune":
         return lambda name: False
     if config.kind == "frozen" or config.lora_rank:
@@ -355,7 +355,7 @@ def frozen_by(config: EncoderConfig, backbone: Backbone) -> Callable[[str], bool
 
 
 def _count(tensors: State) -> str:
-    """The number of parameters, in words, without the flags ``trained``."""
+    """Return the number of parameters as text, without the flags ``trained``."""
     return f"{sum(value.numel() for name, value in tensors.items() if not name.endswith('.trained')):,} parameters"
 
 
@@ -374,15 +374,15 @@ def extended_state(
 ) -> Dict[str, Tensor]:
     """The weights of a smaller model, with added rows for the tokens and tasks of ``model``.
 
-    - Rows of new tokens are the mean of the old ones, without the blank's: a new token's logit is the mean of the old
-      logits. With ``like`` (see `peers`) they are the mean of the rows that it names, if any. In the joiner they are
-      lowered by ``below_mean`` nats: by 10, a new token's probability is at most exp(-10) / (V - 1), about 1e-7, so
-      that old hypotheses keep their scores; by 1, greedy search writes what it wrote.
+    - Rows of new tokens are the mean of the old ones except the blank's: a new token's logit is the mean of the old
+      logits. With ``like`` (see `peers`) they are the mean of the rows given there, if any. In the joiner they are
+      lowered by ``below_mean`` nats: with 10, a new token's probability is at most exp(-10) / (V - 1), about 1e-7, so
+      that old hypotheses keep their scores; with 1, the output of greedy search does not change.
     - Rows of new task vectors are zero (``sum``), or those of the same combination without the new tasks
       (``combination``): switching a new task on changes nothing at first.
     - Tables that the smaller model did not have are zero; a CTC head that it did not have is the model's.
 
-    Tensors of another width stay as they are: they do not fit.
+    Tensors of another width are not changed: they do not fit.
     """
     wanted = gathered(model.checkpoint_state())
     out = dict(state)
@@ -409,10 +409,10 @@ def extended_state(
 
 
 def peers(old: Tokenizer, new: Tokenizer, tasks: TaskSet) -> Dict[int, List[int]]:
-    """The old tokens that a new one is most like, by id: a language's are the languages, those of ``ă`` are ``a``.
+    """Return similar old tokens for new ones, by id: all languages for a language, ``a`` for ``ă``.
 
-    A mean of rows gives the mean of their logits, which is never above the highest of them: before the first step,
-    greedy search writes what it wrote.
+    A mean of rows gives the mean of their logits, which is never above the highest of them: the output of greedy search
+    does not change before the first step.
     """
     codes = tasks["lid"].symbols if "lid" in tasks else ()
     known = {piece: i for i, piece in enumerate(old.pieces(range(old.vocab_size)))}
@@ -436,7 +436,7 @@ def _with_mean_rows(old: Tensor, rows: int, blank: int) -> Tensor:
 
 
 def old_row_of_each(strategy: str, old: Sequence[str], new: Sequence[str]) -> Tuple[Tensor, Tensor]:
-    """For each row of a table of vectors: its row in the smaller model's table (-1: none), and whether it is new.
+    """Return for each row of a table of vectors its row in the smaller model's table (-1: none), and if it is new.
 
     Args:
         strategy: ``sum``: a row per task; ``combination``: a row per set of tasks (`TaskVectors`).

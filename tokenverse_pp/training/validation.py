@@ -1,6 +1,6 @@
 """Validation: losses with all labelled tasks active, and a greedy search scored for every task.
 
-The search treats other tasks as decoding does by default (`tokenverse_pp.decoding.inactive`).
+The search treats unlabelled tasks as decoding does by default (`tokenverse_pp.decoding.inactive`).
 
 Also the chunks that multi-chunk training draws for each batch (XLSR-Transducer, arXiv 2407.04439).
 """
@@ -37,7 +37,7 @@ from tokenverse_pp.training.steps import to_device
 class ChunkDraw:
     """Draws chunk size, left context and sinks, each uniformly from its list.
 
-    The draw depends on seed, epoch and the cuts of the batch alone: a resumed run repeats it, and ranks may differ.
+    The draw depends only on seed, epoch and the cuts of the batch: a resumed run repeats it, and ranks may differ.
     """
 
     def __init__(self, config: StreamingConfig, seed: int = 0):
@@ -55,7 +55,7 @@ class ChunkDraw:
 
 
 def training_chunks(config: Config) -> Optional[ChunkDraw]:
-    """The `ChunkDraw` of training batches; None for training in full context alone."""
+    """The `ChunkDraw` of training batches; None for training only in full context."""
     streaming = config.model.streaming
     return ChunkDraw(streaming, config.training.seed) if streaming.chunk_ms else None
 
@@ -73,7 +73,7 @@ Record = Dict[str, Any]
 
 
 class Validator:
-    """Runs over a fixed list of cuts, sharded over the ranks."""
+    """Scores a model on a fixed list of cuts, split over the ranks."""
 
     def __init__(self, cuts: Sequence[Cut], dataset: TransducerDataset, config: Config, world: DistributedContext):
         chunks = validation_chunks(config)
@@ -88,15 +88,15 @@ class Validator:
 
     @torch.no_grad()
     def __call__(self, model: Transducer) -> Dict[str, float]:
-        """Numbers by name, the same on all ranks.
+        """Return scores by name, the same on all ranks.
 
-        ``loss``, ``loss_per_token``: of the pruned loss, nats a frame and a token. ``log_prob_<task>``: mean expected
-        log-probability of that task's target tokens (``asr``: of all others), over the cuts that are labelled for
-        it. ``wer``, ``<task>_f1``, ``<task>_accuracy``: scores of a greedy search with each cut's labelled tasks.
+        ``loss``, ``loss_per_token``: the pruned loss in nats per frame and per token. ``log_prob_<task>``: mean
+        expected log-probability of that task's target tokens (``asr``: of all others), over the cuts labelled for it.
+        ``wer``, ``<task>_f1``, ``<task>_accuracy``: scores of a greedy search with each cut's labelled tasks.
         """
         model.eval()
         for vectors in (model.feature_vectors, model.encoder_vectors):
-            if vectors is not None:  # a combination of the cuts here may come later in training, or not at all
+            if vectors is not None:  # training may use a combination of these cuts later, or never
                 vectors.refuses = False
         names = self.dataset.tasks.names
         sums = [0.0] * (3 + 2 * len(names))  # pruned loss, frames, tokens; log-probabilities and tokens of each task
@@ -133,7 +133,7 @@ class Validator:
         }
 
     def _by_task(self, batch: Batch, log_probs: Tensor) -> List[Tensor]:
-        """For each task in turn, as scalars: sum of log-probabilities (N, U), and number of target tokens."""
+        """Return two scalars per task: the sum of its log-probabilities (N, U), and its number of target tokens."""
         tokens: Tensor = batch["tokens"]
         valid = length_mask(batch["token_lens"], tokens.shape[1], tokens.device)
         is_task_token = torch.zeros_like(valid)
@@ -157,7 +157,7 @@ class Validator:
         return Recognizer(bundle, options)
 
     def _search(self, recognizer: Recognizer, cuts: Sequence[Cut], out: Tensor, lens: Tensor) -> List[Record]:
-        """Hypotheses of a batch, out (N, T', C) and lens (N,), as records of hyps.jsonl."""
+        """Return the hypotheses of a batch, out (N, T', C) and lens (N,), as records of hyps.jsonl."""
         tasks = self.dataset.tasks
         active = [tuple(name for name in tasks.names if name in labelled_tasks(cut)) for cut in cuts]
         records = []

@@ -25,8 +25,8 @@ from tokenverse_pp.tasks.result import Transcript
 class Format(NamedTuple):
     """How a transcript is written.
 
-    ``ending``: of a file's name. ``write``: the content of a file. ``joined``: what several recordings' are put
-    together from in one stream; None where a stream can hold but one.
+    ``ending``: of a file's name. ``write``: returns the content of a file. ``joined``: returns the part of one
+    recording in a stream of several; None if a stream can have only one.
     """
 
     ending: str
@@ -48,7 +48,7 @@ FORMATS: Dict[str, Format] = {
 
 
 def render(transcript: Transcript, format: str) -> str:
-    """A transcript as the content of a file (raises UserError for a format that there is none of)."""
+    """Return a transcript as the content of a file (raises UserError for an unknown format)."""
     if format not in FORMATS:
         raise UserError(f"format {format!r}: expected one of {', '.join(FORMATS)}")
     return FORMATS[format].write(transcript)

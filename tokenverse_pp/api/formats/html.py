@@ -14,14 +14,14 @@ UNSURE = 0.5  # words below this confidence are underlined
 
 
 def to_html(transcript: Transcript, source: Optional[PlayerSource] = None, times: Optional[bool] = None) -> str:
-    """A page that asks for nothing from anywhere else.
+    """Return a page that loads nothing from elsewhere, except linked audio.
 
     Args:
-        transcript: what was heard.
+        transcript: the transcript to show.
         source: its audio (`evaluation.report.utterance.source_of`), put into the page or linked.
-        times: False: paragraphs without their times.
+        times: False: show paragraphs without times.
     """
-    # lhotse and torch come along: the other formats need neither.
+    # This imports lhotse and torch; the other formats need neither.
     from tokenverse_pp.evaluation.report.html import render
 
     about = [f"{transcript.duration:.1f} s", f"tasks: {', '.join(transcript.tasks)}"]

@@ -11,8 +11,8 @@ from tokenverse_pp.tasks.result import Transcript
 CHARACTERS, LINES = 42, 2  # of a cue
 LONGEST = 7000  # milliseconds of a cue
 PAUSE = 2000  # milliseconds without a word that end a cue
-LINGER = 500  # milliseconds that a cue stays after its last word, if the next one lets it
-SHORTEST = 100  # milliseconds; an importer takes shorter cues for echoes of live captions
+LINGER = 500  # milliseconds that a cue stays after its last word, unless the next one begins
+SHORTEST = 100  # milliseconds; an importer treats shorter cues as echoes of live captions
 
 _BLANKS = re.compile(r"[ \t\r\n\f\v]+")
 _LEADING_DASH = re.compile("^[-\u2010-\u2014](?= )", re.MULTILINE)
@@ -23,8 +23,8 @@ class SubtitleCue:
     """One or two lines, shown from ``start`` to ``end`` (milliseconds).
 
     Args:
-        turn: the number of the turn that the words are of, where the speaker changes were asked for.
-        has_dash: the first line begins with a dash that is no word.
+        turn: the number of the words' turn, if speaker changes were decoded.
+        has_dash: the first line begins with a speaker's dash, not a word.
     """
 
     start: int
@@ -36,7 +36,7 @@ class SubtitleCue:
 
 @dataclass(frozen=True)
 class _Piece:
-    """A word with its times, the dash of a turn before it, and what it is the first word of."""
+    """A word with its times and turn, and whether a break or a speaker's dash comes before it."""
 
     text: str
     start: int
@@ -50,8 +50,8 @@ def cues_of(transcript: Transcript) -> List[SubtitleCue]:
     """The cues of a transcript: none overlaps the next, each lasts at least a moment, all lie within the audio.
 
     A cue ends at a speaker change, an endpoint, a long pause, and before it would have more than 2 lines of 42
-    characters (a longer word has a cue of its own) or last over 7 s. Where there are several turns, the first line of
-    each begins with a dash.
+    characters (a longer word has a cue of its own) or last over 7 s. If there are several turns, the first line of each
+    begins with a dash.
     """
     cues: List[SubtitleCue] = []
     groups = list(_groups(list(_pieces(transcript))))
@@ -65,16 +65,16 @@ def cues_of(transcript: Transcript) -> List[SubtitleCue]:
 
 
 def _within(cues: Sequence[SubtitleCue], duration: int) -> List[SubtitleCue]:
-    """Cues that end with the audio at the latest; those at its end begin earlier where they would have no time left.
+    """Limit cues to the length of the audio; those at its end begin earlier if they would have no time left.
 
     Args:
-        duration: milliseconds; 0 where it is not known.
+        duration: milliseconds; 0 if it is not known.
     """
     found: List[SubtitleCue] = []
     limit = duration if duration else max((cue.end for cue in cues), default=0)
     for left, cue in zip(range(len(cues), 0, -1), reversed(cues)):
         end = min(cue.end, limit)
-        shortest = max(min(SHORTEST, limit // left), 1)  # of what is left, where that is not enough for all
+        shortest = max(min(SHORTEST, limit // left), 1)  # an equal share, if the time left is not enough for all
         start = max(min(cue.start, end - shortest), 0)
         found.append(SubtitleCue(start, max(end, start + 1), cue.lines, cue.turn, cue.has_dash))
         limit = start
@@ -115,7 +115,7 @@ def _groups(pieces: Sequence[_Piece]) -> Iterator[List[_Piece]]:
 
 
 def _lines(words: Sequence[str]) -> Tuple[str, ...]:
-    """Words on one line, or on two of about the same length; nothing where they do not fit."""
+    """Return words on one line, or on two of similar length; empty if they do not fit."""
     whole = " ".join(words)
     if len(whole) <= CHARACTERS or len(words) == 1:
         return (whole,)
@@ -125,7 +125,7 @@ def _lines(words: Sequence[str]) -> Tuple[str, ...]:
 
 
 def clock(milliseconds: int, point: str) -> str:
-    """Hours, minutes, seconds and what is left of them.
+    """Format milliseconds as hours, minutes, seconds and milliseconds.
 
     >>> clock(3_723_004, ",")
     '01:02:03,004'
@@ -135,24 +135,23 @@ def clock(milliseconds: int, point: str) -> str:
 
 
 def with_escaped_dashes(text: str, has_dash: bool) -> str:
-    """The lines of a cue, where a dash that is a word does not look like that of another speaker.
+    """Escape dashes that are words in the lines of a cue, so that they do not look like a speaker's dash.
 
     Args:
-        has_dash: the first line begins with a speaker's.
+        has_dash: the first line begins with a speaker's dash.
     """
     at = 2 if has_dash else 0
     return text[:at] + _LEADING_DASH.sub(lambda match: f"&#{ord(match[0])};", text[at:])
 
 
-# What a reader may take for a tag, a character reference, an override of ASS, or the line of times of another cue.
-# SubRip has no escapes of its own: players show character references as what they stand for, or as they are, so that
-# only what needs one gets one.
+# Text that a player may read as a tag, a character reference, an override of ASS, or the line of times of another cue.
+# SubRip has no escapes: players decode character references or show them literally, so only such text is escaped.
 _MARKUP = re.compile(r"&(?=#?\w+;)|<(?=[^<>]*>|[/A-Za-z0-9])|\{(?=\\)|(?<=[-=\u2010-\u2015])>|>(?=\s*[0-9])")
 _REFERENCES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "{": "&#123;"}
 
 
 def to_srt(transcript: Transcript) -> str:
-    """Numbered cues (`cues_of`)."""
+    """Return numbered cues (`cues_of`)."""
     return "\n".join(
         f"{number}\n{clock(cue.start, ',')} --> {clock(cue.end, ',')}\n{_text(cue)}\n"
         for number, cue in enumerate(cues_of(transcript), start=1)
@@ -165,9 +164,9 @@ def _text(cue: SubtitleCue) -> str:
 
 
 def to_vtt(transcript: Transcript) -> str:
-    """Cues (`cues_of`), with the characters escaped that begin tags, character references and overrides of ASS.
+    """Return cues (`cues_of`), escaping characters that begin tags, character references and overrides of ASS.
 
-    Where the speaker changes were asked for, the voice of a cue is its turn: ``<v turn1>``.
+    If speaker changes were decoded, the voice of a cue is its turn: ``<v turn1>``.
     """
     blocks = ["WEBVTT\n"]
     for cue in cues_of(transcript):

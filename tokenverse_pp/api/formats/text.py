@@ -1,7 +1,7 @@
 """Plain text, text with task tokens, JSON, and NIST's formats: RTTM (turns), STM (turns with text), CTM (words).
 
-NIST's tools, lhotse and `manifest import` read the latter. The model detects speaker changes, not identities: the
-"speakers" are ``turn1``, ``turn2``, .., and a person who speaks twice has two.
+NIST's tools, lhotse and `manifest import` read the NIST formats. The model detects speaker changes, not identities: the
+"speakers" are ``turn1``, ``turn2``, .., and a person who speaks twice has two names.
 
 Times have milliseconds and lie within the audio. ASCII blanks separate the fields, so a word keeps its no-break spaces;
 a word with other blanks is written as several words. The formats have no escapes: a word that looks like NIST notation
@@ -22,11 +22,12 @@ SILENCE = 10.0  # seconds without a word that end a paragraph
 
 
 def to_text(transcript: Transcript, times: Optional[bool] = None) -> str:
-    """The words, a line a paragraph (`paragraphs`), with punctuation and case where these were decoded.
+    """Return the words, one line per paragraph (`paragraphs`), with punctuation and case if decoded.
 
     Args:
-        transcript: what was heard.
-        times: begin each line with its time. None: where there are several, so that a short recording is its words.
+        transcript: the transcript to write.
+        times: begin each line with its time. None: only if there are several lines, so that a short recording is plain
+            text.
     """
     parts = paragraphs(transcript)
     if times is None:
@@ -36,10 +37,10 @@ def to_text(transcript: Transcript, times: Optional[bool] = None) -> str:
 
 
 def paragraphs(transcript: Transcript) -> List[Turn]:
-    """The turns, those of more than 400 characters in parts; a part has the number of its turn.
+    """Return the turns, with those of over 400 characters split into parts; a part has the number of its turn.
 
-    A turn is divided at silences of 10 s and more. What is still too long is divided at endpoints, and where these are
-    too far apart at the widest pause in its middle half. No entity is divided but by a speaker change.
+    A turn is split at silences of 10 s and more. Parts that are still too long are split at endpoints, and if these are
+    too far apart, at the widest pause in the middle half. Only a speaker change splits an entity.
     """
     words = transcript.words
     inside = {at for entity in transcript.entities for at in range(entity.first + 1, entity.stop)}
@@ -49,7 +50,7 @@ def paragraphs(transcript: Transcript) -> List[Turn]:
     size = [0, *accumulate(len(word.text) + 1 for word in words)]  # characters before each word
 
     def divided(first: int, stop: int) -> Iterator[int]:
-        """Where a stretch without endpoints is divided: at its widest pause, and so on."""
+        """Yield where a stretch without endpoints is split: at its widest pause, recursively."""
         if size[stop] - size[first] <= CHARACTERS:
             return
         quarter, middle = (size[stop] - size[first]) / 4, (size[stop] + size[first]) / 2
@@ -64,7 +65,7 @@ def paragraphs(transcript: Transcript) -> List[Turn]:
         for first, stop in _pairs(_between(silent, turn.first, turn.stop)):
             sentences = _between(ends, first, stop)
             kept = [first]
-            for before, after in zip(sentences, sentences[1:]):  # as many sentences as have room
+            for before, after in zip(sentences, sentences[1:]):  # as many sentences as fit
                 if before > kept[-1] and size[after] - size[kept[-1]] > CHARACTERS:
                     kept.append(before)
                 kept.extend(divided(kept[-1], after))
@@ -75,7 +76,7 @@ def paragraphs(transcript: Transcript) -> List[Turn]:
 
 
 def _between(places: Sequence[int], first: int, stop: int) -> List[int]:
-    """``first``, the places (in order) between it and ``stop``, ``stop``."""
+    """Return ``first``, the places (in order) between it and ``stop``, and ``stop``."""
     return list(dict.fromkeys([first, *places[bisect_left(places, first + 1) : bisect_left(places, stop)], stop]))
 
 
@@ -84,7 +85,7 @@ def _pairs(places: Sequence[int]) -> List[Tuple[int, int]]:
 
 
 def clock_time(seconds: float) -> str:
-    """Minutes and seconds, with hours where there are any.
+    """Format seconds as minutes and seconds, with hours if there are any.
 
     >>> clock_time(2.74), clock_time(59.96), clock_time(3723)
     ('0:02.7', '1:00.0', '1:02:03.0')
@@ -112,11 +113,11 @@ def to_json_line(transcript: Transcript) -> str:
 
 _BLANKS = re.compile(r"[ \t\r\n\f\v]+")
 _UNSAFE = re.compile(r"[\s\x00-\x1f\x7f-\x9f]|^;|%(?=[0-9A-Fa-f]{2})")
-NEUTRAL_LABEL = "<o>"  # before a text whose first word would be taken for the label
+NEUTRAL_LABEL = "<o>"  # before a text whose first word would be read as the label
 
 
 def to_rttm(transcript: Transcript) -> str:
-    """``SPEAKER recording 1 start duration <NA> <NA> turnN <NA> <NA>``, a line a turn."""
+    """``SPEAKER recording 1 start duration <NA> <NA> turnN <NA> <NA>``, one line per turn."""
     name = recording_id(transcript.name)
     return "".join(
         f"SPEAKER {name} 1 {_seconds(start)} {_seconds(end - start)} <NA> <NA> turn{turn.number} <NA> <NA>\n"
@@ -125,7 +126,7 @@ def to_rttm(transcript: Transcript) -> str:
 
 
 def to_stm(transcript: Transcript) -> str:
-    """``recording 1 turnN start end <label> text``, a line a turn; the label is the language, if there is one."""
+    """``recording 1 turnN start end <label> text``, one line per turn; the label is the language, if there is one."""
     name = recording_id(transcript.name)
     lines = []
     for turn, start, end in _turns(transcript):
@@ -138,7 +139,7 @@ def to_stm(transcript: Transcript) -> str:
 
 
 def to_ctm(transcript: Transcript) -> str:
-    """``recording 1 start duration word confidence``, a line a word; without confidences that are not known."""
+    """``recording 1 start duration word confidence``, one line per word; unknown confidences are omitted."""
     name = recording_id(transcript.name)
     lines = []
     for word, (start, end) in zip(transcript.words, word_spans(transcript)):
@@ -151,7 +152,7 @@ def to_ctm(transcript: Transcript) -> str:
 
 
 def recording_id(name: str) -> str:
-    """A name as a field of these formats: what cannot stand in one is percent-encoded, as in URLs (UTF-8).
+    """Return a name as a field of these formats: invalid characters are percent-encoded, as in URLs (UTF-8).
 
     `manifest import` finds the recording ``my call`` for ``my%20call``.
 
@@ -162,7 +163,7 @@ def recording_id(name: str) -> str:
 
 
 def word_spans(transcript: Transcript) -> List[Tuple[int, int]]:
-    """Start and end of each word in milliseconds: at least one long, and within the audio if its length is known."""
+    """Return each word's start and end in milliseconds: 1 ms or more, within the audio if its length is known."""
     limit = int(1000 * transcript.duration + 1e-6)
     spans = []
     for word in transcript.words:
@@ -175,7 +176,7 @@ def word_spans(transcript: Transcript) -> List[Tuple[int, int]]:
 
 
 def _turns(transcript: Transcript) -> Iterator[Tuple[Turn, int, int]]:
-    """The turns with their times in milliseconds: from the start of the first word to the end of the last one."""
+    """Yield the turns with their times in milliseconds: from the start of the first word to the end of the last one."""
     spans = word_spans(transcript)
     for turn in transcript.spans():
         start = spans[turn.first][0]
