@@ -107,7 +107,7 @@ def draws(utterances: int, resamples: int, seed: int) -> List[np.ndarray]:
 def bootstrap(counts: RatioCounts, resamples: int = RESAMPLES, seed: int = 0, level: float = LEVEL) -> Interval:
     """The percentile interval of a score.
 
-    >>> certain = Counts.of([[(1, 2)] * 50])
+    >>> certain = RatioCounts.of([[(1, 2)] * 50])
     >>> bootstrap(certain, resamples=100)
     (0.5, 0.5)
     """

@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("folder", help="what `tokenverse-pp export` wrote")
     parser.add_argument("audio", nargs="+", help="audio files")
     parser.add_argument("--tasks", help="names with commas, such as asr,lid [all of the model's]")
-    about = "tasks not asked for: suppressed, or decoded with the others and stripped [as the model was trained]"
+    about = "tasks not requested: suppressed, or decoded with the others and stripped [as the model was trained]"
     parser.add_argument("--inactive", choices=["suppress", "strip"], help=about)
     parser.add_argument("--language", help="code of the language that is spoken, if known")
     parser.add_argument("--method", choices=["greedy", "beam"], default="beam", help="how to search [beam]")
