@@ -69,6 +69,22 @@ def test_numbers_are_fitted_one_after_the_other(held_out, monkeypatch):
     ]
 
 
+@pytest.mark.parametrize("top, highest", [(1.25, 2.0), (2.0, 2.5), (3.1, 3.5), (9.0, 5.0), (None, 2.0)])
+def test_values_above_are_tried_while_scores_rise(held_out, monkeypatch, top, highest):
+    """A token that training hardly taught, such as a mark of punctuation, needs more than 2 nats. None: no effect."""
+
+    def scores(self, search):
+        bias = dict(search.token_bias).get("[SCD]", 0.0)
+        f1 = 0.5 if top is None else 0.9 - 0.01 * (bias - top) ** 2
+        return {"wer": {"all": {"wer": 0.1}}, "scd": {"text": {"f1": f1, "tp": 3, "fn": 1}}}
+
+    monkeypatch.setattr(HeldOut, "scores", scores)
+    tried = []
+    tune(held_out, SearchOptions(), ["[SCD]"], tried.append)
+    assert max(t.value for t in tried if t.name == "[SCD]") == highest
+    assert [t.value for t in tried if t.name == "blank_penalty"] == list(tuning.VALUES)
+
+
 def test_a_single_lucky_value_is_not_chosen():
     values = [-1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0]
     assert best_value(values, [0.1, 0.99, 0.1, 0.7, 0.8, 0.7, 0.1]) == 1.0
@@ -100,6 +116,7 @@ def test_values_of_0_are_left_out():
 
 def test_the_command_prints_options_for_decode(finished_run, tiny_corpus, monkeypatch):
     monkeypatch.setattr(tuning, "VALUES", (-99.0, 0.0, 0.25))
+    monkeypatch.setattr(tuning, "MOST", 0.25)
     cuts = tiny_corpus / "cuts_test.jsonl.gz"
     arguments = ["--model", finished_run, "--cuts", cuts, "--token", "[SCD]", "--threads", 1, "--device", "cpu"]
     done = CliRunner().invoke(tune_command, list(map(str, [*arguments, "--first", 4])))

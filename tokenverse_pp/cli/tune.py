@@ -51,10 +51,10 @@ def tune(cuts: Path, tokens: Tuple[str, ...], first: Optional[int], output_dir: 
       tokenverse-pp tune --model exp/my --cuts cuts_dev.jsonl.gz --token '[SCD]' --beam 16 --lm words/
       tokenverse-pp tune --model exp/my --cuts cuts_dev.jsonl.gz --output-dir exp/my_tuned
 
-    The encoder runs once, the search once for each of 13 values (-1 to 2 nats) of each option: first the blank penalty,
-    chosen by word error rate, then the bias of each token, chosen by the F1 of its task. Use the method, beam and
-    language model that you decode with, and confirm the result on a test set. Confidences change too: fit the
-    calibration afterwards.
+    The encoder runs once, the search once for each of 13 values of each option (-1 to 2 nats, and up to 5 while the
+    scores rise): first the blank penalty, chosen by word error rate, then the bias of each token, chosen by the F1 of
+    its task. Use the method, beam and language model that you decode with, and confirm the result on a test set.
+    Confidences change too: fit the calibration afterwards.
     """
     # lhotse and torch take seconds to import; `--help` does not need them.
     from tqdm import tqdm

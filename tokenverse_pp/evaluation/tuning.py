@@ -31,7 +31,9 @@ from tokenverse_pp.tasks.scd import SpeakerChange
 
 Scores = Dict[str, Any]
 PENALTY = "blank_penalty"
-VALUES = tuple(i / 4 for i in range(-4, 9))  # nats
+STEP = 0.25
+VALUES = tuple(STEP * i for i in range(-4, 9))  # nats
+MOST = 5.0  # nats; tried as long as higher values are better
 GAIN, ROUNDING = 0.75, 1e-9
 # What the bias of a token is to maximise: where its F1 is in the scores.
 F1_OF = {
@@ -154,11 +156,16 @@ def tune(
 
 
 def _try(held_out: HeldOut, search: SearchOptions, name: str, tell: Callable[[Tried], None]) -> Iterator[Tried]:
-    for value in VALUES:
+    values, measures = list(VALUES), []
+    for value in values:
         scores = held_out.scores(with_value(search, name, value))
         tried = Tried(name, value, measure_of(name, scores), scores)
         tell(tried)
         yield tried
+        measures.append(tried.measure)
+        rises = measures.index(max(measures)) >= len(measures) - 2
+        if len(measures) == len(values) and rises and value + STEP <= MOST:
+            values.append(value + STEP)
 
 
 def with_value(search: SearchOptions, name: str, value: float) -> SearchOptions:
