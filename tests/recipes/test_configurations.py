@@ -25,17 +25,18 @@ CORPORA = ("mls", "commonvoice", "ami", "callhome", "own_data")
 FOR_XLSR = sorted(
     path.relative_to(RECIPES).as_posix() for name in CORPORA for path in (RECIPES / name).glob("conf/*.yaml")
 )
-# Given after base.yaml and another one.
+# Given after base.yaml and others.
 AFTER = {
-    "streaming.yaml": "tokenverse_pp.yaml",
-    "whole.yaml": "tokenverse_pp.yaml",
-    "english.yaml": "tokenverse_pp.yaml",
-    "punct.yaml": "tokenverse_pp.yaml",
-    "from_audio.yaml": "tokenverse_pp.yaml",
-    "transfer_ner_new.yaml": "transfer_ner.yaml",
+    "streaming.yaml": ("tokenverse_pp.yaml",),
+    "whole.yaml": ("tokenverse_pp.yaml",),
+    "english.yaml": ("tokenverse_pp.yaml",),
+    "punct.yaml": ("tokenverse_pp.yaml",),
+    "punct_whole.yaml": ("tokenverse_pp.yaml", "whole.yaml"),
+    "from_audio.yaml": ("tokenverse_pp.yaml",),
+    "transfer_ner_new.yaml": ("transfer_ner.yaml",),
 }
-KINDS = {"whole.yaml": "split", "from_audio.yaml": "finetune"}
-ON_AUDIO = ("from_audio.yaml", "whole.yaml")
+KINDS = {"whole.yaml": "split", "punct_whole.yaml": "split", "from_audio.yaml": "finetune"}
+ON_AUDIO = ("from_audio.yaml", "whole.yaml", "punct_whole.yaml")
 OVER_BASE = sorted(path.name for path in (HUMAN / "conf").glob("*.yaml") if path.name != "base.yaml")
 
 
@@ -49,7 +50,7 @@ def test_toy():
 
 @pytest.mark.parametrize("name", OVER_BASE)
 def test_human_speech(name):
-    before = [HUMAN / "conf" / AFTER[name]] if name in AFTER else []
+    before = [HUMAN / "conf" / other for other in AFTER.get(name, ())]
     config = read(HUMAN / "conf" / "base.yaml", *before, HUMAN / "conf" / name)
     assert tasks_of(config.tasks).names[0] == "asr"
     if "lid" in config.tasks.names:
