@@ -58,14 +58,14 @@ def test_numbers_are_fitted_one_after_the_other(held_out, monkeypatch):
     tried = []
     start = SearchOptions(beam=3, blank_penalty=9.0, token_bias=(("[ENDP]", 4.0),))
     found = tune(held_out, start, tell=tried.append)
-    assert found == SearchOptions(beam=3, blank_penalty=0.75, token_bias=(("[SCD]", -0.5),))
+    assert found == SearchOptions(beam=3, blank_penalty=1.0, token_bias=(("[SCD]", -0.75),))
     assert [(t.name, t.value) for t in tried] == [(n, v) for n in ("blank_penalty", "[SCD]") for v in tuning.VALUES]
     table = tuning.table_of(tried, held_out.scores(found))
     assert len(table.splitlines()) == 2 + len(tried) and table.splitlines()[-1].split() == [
         "all",
         "found",
-        "22.3",
-        "81.0",
+        "11.0",
+        "83.5",
     ]
 
 
@@ -90,6 +90,7 @@ def test_a_single_lucky_value_is_not_chosen():
     assert best_value(values, [0.1, 0.99, 0.1, 0.7, 0.8, 0.7, 0.1]) == 1.0
     assert best_value(values, [0.5] * 7) == 0.0
     assert best_value(values, [0.1, 0.1, 0.1, 0.7, 0.8, 0.81, 0.8]) == 1.0  # nearly as much as 1.5
+    assert best_value(values, [0.0, 0.0, 0.0, 0.45, 0.5, 0.6, 0.6]) == 1.5  # 1.0 has 80% of the gain, 8 points less
 
 
 @given(st.lists(st.floats(0, 1), min_size=3, max_size=3))

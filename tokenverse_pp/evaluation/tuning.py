@@ -2,8 +2,9 @@
 
 Parameters are fitted one after the other: ``blank_penalty`` for the word error rate, then ``token_bias`` of each task
 token for the F1 of its task. Neighbouring values should hardly differ, so a value is rated by the mean of itself and
-its two neighbours; this avoids choosing a single lucky value. Of the values that gain nearly as much as the best one,
-the nearest to 0 is chosen, since a small development set favours larger changes than the next set does.
+its two neighbours; this avoids choosing a single lucky value. Of the values that gain nearly as much as the best one
+(three quarters of its gain, and at most 5 points less), the nearest to 0 is chosen, since a small development set
+favours larger changes than the next set does.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ PENALTY = "blank_penalty"
 STEP = 0.25
 VALUES = tuple(STEP * i for i in range(-4, 9))  # nats
 MOST = 5.0  # nats; tried as long as higher values are better
-GAIN, ROUNDING = 0.75, 1e-9
+GAIN, LOSS, ROUNDING = 0.75, 0.05, 1e-9
 # What the bias of a token is to maximise: where its F1 is in the scores.
 F1_OF = {
     SpeakerChange.token: ("scd", "text"),
@@ -177,7 +178,9 @@ def with_value(search: SearchOptions, name: str, value: float) -> SearchOptions:
 
 
 def best_value(values: Sequence[float], measures: Sequence[float]) -> float:
-    """Return the value nearest to 0 with `GAIN` of the best value's gain over 0, rated as in the module's docstring.
+    """Return the value nearest to 0 with `GAIN` of the best value's gain over 0, and at most `LOSS` below the best.
+
+    Values are rated as in the module's docstring.
 
     >>> best_value([-1, 0, 1, 2, 3], [0.1, 0.5, 0.6, 0.6, 0.5])
     1
@@ -188,7 +191,8 @@ def best_value(values: Sequence[float], measures: Sequence[float]) -> float:
         return sum(around) / len(around)
 
     ratings = {value: rating(at) for at, value in enumerate(values)}
-    needed = ratings[0] + GAIN * (max(ratings.values()) - ratings[0]) - ROUNDING
+    best = max(ratings.values())
+    needed = best - min((1 - GAIN) * (best - ratings[0]), LOSS) - ROUNDING
     return min((value for value in values if ratings[value] >= needed), key=abs)
 
 
