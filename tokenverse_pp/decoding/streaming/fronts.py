@@ -105,7 +105,7 @@ class WhisperFront(Stage):
             mel = F.pad(mel, (0, 1))
         state["front.mel"] = mel[..., -2:]
         encoder: Any = self.backbone.encoder
-        hidden = mel.new_zeros(len(mel), self.backbone.hidden_size, 0)
+        hidden = mel.new_zeros(mel.shape[0], self.backbone.hidden_size, 0)
         if mel.shape[-1] > 2:
             hidden = F.gelu(convolve(encoder.conv1, mel))
         hidden = torch.cat([state["front.hidden"], hidden], dim=-1)
@@ -114,7 +114,7 @@ class WhisperFront(Stage):
         frames = max(0, (hidden.shape[-1] - 1) // 2)
         state["front.hidden"] = hidden[..., 2 * frames :]
         if frames == 0:
-            return hidden.new_zeros(len(hidden), 0, hidden.shape[1])
+            return hidden.new_zeros(hidden.shape[0], 0, hidden.shape[1])
         conv = encoder.conv2
         return F.gelu(F.conv1d(hidden, conv.weight, conv.bias, stride=2)).transpose(1, 2)
 
@@ -133,7 +133,7 @@ class WhisperFront(Stage):
         state["front.audio"] = x[:, frames * hop :]
         state["front.frames"] = state["front.frames"] + frames
         if frames == 0:
-            return x.new_zeros(len(x), state["front.mel"].shape[1], 0)
+            return x.new_zeros(x.shape[0], state["front.mel"].shape[1], 0)
         mel = self.log_mel.log_power(x[:, : size + (frames - 1) * hop])
         pieces = []
         for piece in mel.split(self.grid.segments(done, frames), dim=-1):
