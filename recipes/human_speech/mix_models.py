@@ -24,13 +24,7 @@ from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.cli.groups import report_errors
 from tokenverse_pp.data.tokenizer import Tokenizer
 from tokenverse_pp.models import checkpoint
-
-# Tensors with a row for each token, and with one for each task.
-OF_TOKENS = tuple(
-    f"{name}.{kind}" for name in ("joiner.output", "simple_am", "simple_lm", "ctc") for kind in ("weight", "bias")
-)
-OF_TOKENS = (*OF_TOKENS, "predictor.embedding.weight")
-OF_TASKS = ("feature_vectors", "encoder_vectors")
+from tokenverse_pp.training.transfer import TABLES, VOCABULARY_ROWS
 
 
 def without_new_tasks(table: Tensor, config: Config, tasks: int) -> Tensor:
@@ -66,9 +60,9 @@ def mix(before: Path, after: Path, share: float) -> Dict[str, Tensor]:
     mixed = {}
     for name, tensor in weights.items():
         other = others[name]
-        if name in OF_TOKENS:
+        if name in VOCABULARY_ROWS:
             other = other[: tokenizer.vocab_size]
-        elif name.endswith(".table") and name.startswith(OF_TASKS):
+        elif name.endswith(".table") and name.startswith(TABLES):
             other = without_new_tasks(other.float(), configs[1], len(old))
         elif not tensor.is_floating_point():
             other = tensor  # which vectors were trained
