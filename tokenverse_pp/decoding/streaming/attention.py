@@ -28,6 +28,7 @@ class Sight(NamedTuple):
     # (N, 1, 1 or registers + new, slots + new); None if every slot is filled and nothing is kept beside the window
     bias: Optional[Tensor]
     sink_bias: Optional[Tensor]  # the same over register frames and sinks; None without either
+    fills_sinks: bool  # whether some of the new frames may become sinks
 
 
 def window_slots(grid: ChunkGrid) -> int:
@@ -52,7 +53,7 @@ def look(frames: Tensor, new: int, grid: ChunkGrid, registers: int = 0) -> Sight
     seen = torch.arange(slots + new, device=frames.device) >= (slots - filled).unsqueeze(1)
     if not sink_slots(grid):
         bias = None if bool(seen.all()) else score_bias(seen, torch.float32)[:, None, None, :]
-        return Sight(frames, registers, start, bias, None)
+        return Sight(frames, registers, start, bias, None, False)
     sinks_seen = torch.arange(sink_slots(grid), device=frames.device) < grid.registers + start.unsqueeze(1)
     seen, sinks_seen = seen.unsqueeze(1), sinks_seen.unsqueeze(1)
     if registers:
@@ -61,7 +62,9 @@ def look(frames: Tensor, new: int, grid: ChunkGrid, registers: int = 0) -> Sight
         seen = seen & (audio | (torch.arange(slots + new, device=frames.device) >= slots))
         sinks_seen = sinks_seen & (audio | (torch.arange(sink_slots(grid), device=frames.device) < registers))
     bias, sink_bias = (score_bias(mask, torch.float32).unsqueeze(1) for mask in (seen, sinks_seen))
-    return Sight(frames, registers, start, bias, sink_bias)
+    audio_sinks = sink_slots(grid) - grid.registers
+    fills_sinks = new > 0 and audio_sinks > 0 and int(frames.min()) < audio_sinks
+    return Sight(frames, registers, start, bias, sink_bias, fills_sinks)
 
 
 class AttentionWindow:
@@ -100,7 +103,7 @@ class AttentionWindow:
         if registers:
             sinks = state[self.sinks] = torch.cat([kept[..., :registers, :], sinks[..., registers:, :]], dim=-2)
             kept = kept[..., registers:, :]
-        if kept.shape[-2] and int(sight.frames.min()) < sinks.shape[-2] - self.grid.registers:
+        if sight.fills_sinks:
             # New frames that are among the utterance's first go into the sinks.
             source = torch.arange(sinks.shape[-2], device=k.device) - self.grid.registers - sight.frames.unsqueeze(1)
             mine = (source >= 0) & (source < kept.shape[-2])

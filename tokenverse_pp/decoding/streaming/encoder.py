@@ -51,8 +51,8 @@ class StreamState:
 
     def switched(self, active: Tensor) -> StreamState:
         """The state with the tasks ``active`` (K + 1,) from the next chunk on."""
-        same = torch.equal(self.active, active.to(self.active))
-        return self if same else replace(self, active=active.to(self.active), registers=True)
+        active = active.to(self.active)
+        return self if torch.equal(self.active, active) else replace(self, active=active, registers=True)
 
 
 class StreamingEncoder:

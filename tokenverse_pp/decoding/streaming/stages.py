@@ -162,7 +162,10 @@ class GridStage(Stage):
 
     def start(self) -> State:
         """See Stage."""
-        return {self.frames: torch.zeros((), dtype=torch.int64, device=self.like.device)}
+        state = {self.frames: torch.zeros((), dtype=torch.int64, device=self.like.device)}
+        for window in self.windows:
+            state.update(window.start(self.like))
+        return state
 
     def step(self, x: Tensor, state: State, place: ChunkPlace) -> Tensor:
         """See Stage."""
@@ -232,17 +235,9 @@ class Layers(GridStage):
         super().__init__(backbone, grid, f"layers{first}", backbone.hidden_size * len(wanted))
         self.backbone, self.wanted, self.first, self.normalise = backbone, tuple(wanted), first, normalise
         highest = len(backbone.layers) if -1 in wanted else max(wanted)
-        self.windows = []
         for number in range(first, highest):
             attention = attention_of(backbone.layers[number])
             self.windows.append(AttentionWindow(f"layer{number}", attention.num_heads, attention.head_dim, grid))
-
-    def start(self) -> State:
-        """See Stage."""
-        state = super().start()
-        for window in self.windows:
-            state.update(window.start(self.like))
-        return state
 
     def run(self, x: Tensor, state: State, registers: int) -> Tensor:
         """See GridStage."""
@@ -312,8 +307,7 @@ class Context(GridStage):
     def start(self) -> State:
         """See Stage."""
         state = super().start()
-        for number, (layer, window) in enumerate(zip(self.layers, self.windows)):
-            state.update(window.start(self.like))
+        for number, layer in enumerate(self.layers):
             left = sides(layer.convolution.depthwise)[0]
             state[f"context{number}.history"] = self.like.new_zeros(left, self.output_dim)
         return state
