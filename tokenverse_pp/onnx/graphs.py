@@ -171,7 +171,7 @@ class ChunkGraph(nn.Module):
 
     def forward(self, inputs: Tensor, active: Tensor, *states: Tensor) -> Tuple[Tensor, ...]:
         """Inputs (N, S) or (N, bins, T), active (N, K + 1), states (N, ..) -> frames (N, T', J), new states (N, ..)."""
-        state, place = dict(zip(self.names, states)), ChunkPlace(self.first, False, active, registers=self.first)
+        state, place = dict(zip(self.names, states)), ChunkPlace(self.first, False, active, with_registers=self.first)
         x = inputs
         for stage in self.stages:
             x = stage.step(x, state, place)

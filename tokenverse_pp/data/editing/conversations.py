@@ -68,8 +68,8 @@ class ConversationOptions:
     """Silence (s) kept before and after a window, at most half of each silence."""
     endpoints: EndpointRule = "auto"
     """Where a turn ends in a semantic endpoint. punctuation: where its transcript ends in . ? !; pause: where the
-    speaker then says nothing for --pause seconds or another speaker begins first; auto: by punctuation where the
-    transcript has any, otherwise by pause."""
+    speaker then says nothing for --pause seconds or another speaker begins first; auto: by punctuation for a turn whose
+    text ends in a mark, otherwise by pause."""
     pause: float = 0.5
     """Pause in seconds for --endpoints."""
     overlaps: OverlapRule = "keep"
@@ -520,7 +520,7 @@ def _load(path: Path, kind: type):  # type: ignore[no-untyped-def]  # RecordingS
 
 
 def read_words(turn: SupervisionSegment, normaliser: str, language: Optional[str]) -> TurnWords:
-    """Return the words of a turn. Its label ``endpoint``, or else its last sign ``. ? !``, tells if it is complete."""
+    """Return the words of a turn. Its label ``endpoint``, or else the mark at its end, tells if it is complete."""
     custom = turn.custom or {}
     try:
         text = NORMALISERS[normaliser](turn.text or "", turn.language or language)

@@ -41,18 +41,18 @@ class StreamState:
         samples: number of samples received so far.
         tensors: histories of the convolutions and caches of the attentions, of constant size after the first chunk
             (except with ``left_chunks=-1``).
-        registers: whether the next chunk gets register frames, from which the model reads the tasks.
+        with_registers: whether the next chunk gets register frames, from which the model reads the tasks.
     """
 
     active: Tensor
     samples: int
     tensors: Dict[str, Tensor]
-    registers: bool = True
+    with_registers: bool = True
 
     def switched(self, active: Tensor) -> StreamState:
         """The state with the tasks ``active`` (K + 1,) from the next chunk on."""
         active = active.to(self.active)
-        return self if torch.equal(self.active, active) else replace(self, active=active, registers=True)
+        return self if torch.equal(self.active, active) else replace(self, active=active, with_registers=True)
 
 
 class StreamingEncoder:
@@ -126,13 +126,13 @@ class StreamingEncoder:
             size = len(chunk)
             if size > self.chunk_samples or (size < self.chunk_samples and not ends):
                 raise ValueError(f"a chunk of {size} samples: expected {self.chunk_samples}, or fewer in the last")
-            registers = state.registers and self.registers > 0
-            groups.setdefault((size, state.samples == 0, bool(ends), registers), []).append(row)
+            with_registers = state.with_registers and self.registers > 0
+            groups.setdefault((size, state.samples == 0, bool(ends), with_registers), []).append(row)
         outs: List[Tensor] = [torch.empty(0)] * len(chunks)
         following = list(states)
-        for (size, first, ends, registers), rows in groups.items():
+        for (size, first, ends, with_registers), rows in groups.items():
             x = torch.stack([chunks[row] for row in rows]).to(self.device, torch.float32)
-            place = ChunkPlace(first, ends, torch.stack([states[row].active for row in rows]), registers)
+            place = ChunkPlace(first, ends, torch.stack([states[row].active for row in rows]), with_registers)
             batch = batch_states([states[row].tensors for row in rows])
             for stage in self.stages:
                 x = stage.step(x, batch, place)

@@ -35,7 +35,7 @@ class ChunkPlace(NamedTuple):
     first: bool  # this is each stream's first chunk
     last: bool  # this is each stream's last chunk
     active: Tensor  # (N, K + 1)
-    registers: bool = False  # the chunk has register frames: it is the first, or the first with other tasks
+    with_registers: bool = False  # the chunk has register frames: it is the first, or the first with other tasks
 
 
 class Stage(ABC):
@@ -121,7 +121,7 @@ class Registers(Stage):
 
     def step(self, x: Tensor, state: State, place: ChunkPlace) -> Tensor:
         """See Stage."""
-        return F.pad(x, (0, 0, self.count, 0)) if place.registers else x
+        return F.pad(x, (0, 0, self.count, 0)) if place.with_registers else x
 
 
 class WithoutRegisters(Registers):
@@ -129,7 +129,7 @@ class WithoutRegisters(Registers):
 
     def step(self, x: Tensor, state: State, place: ChunkPlace) -> Tensor:
         """See Stage."""
-        return x[:, self.count :] if place.registers else x
+        return x[:, self.count :] if place.with_registers else x
 
 
 class Stack(Stage):
@@ -144,7 +144,7 @@ class Stack(Stage):
 
     def step(self, x: Tensor, state: State, place: ChunkPlace) -> Tensor:
         """See Stage; in the last chunk zeros replace missing frames."""
-        count = self.registers if place.registers else 0
+        count = self.registers if place.with_registers else 0
         x = torch.cat([x[:, :count], state["stack.waiting"], x[:, count:]], dim=1)
         whole = x.shape[1] if place.last else x.shape[1] // self.stack * self.stack
         state["stack.waiting"] = x[:, whole:]
@@ -171,7 +171,7 @@ class GridStage(Stage):
         """See Stage."""
         if x.shape[1] == 0:
             return x.new_zeros(x.shape[0], 0, self.output_dim)
-        registers = self.grid.registers if place.registers else 0
+        registers = self.grid.registers if place.with_registers else 0
         # All streams of a batch have the same chunk boundaries.
         lengths = self.grid.segments(int(state[self.frames][0]), x.shape[1] - registers)
         if registers and (not lengths or (place.first and self.grid.delay >= self.grid.size)):
