@@ -137,6 +137,8 @@ def test_hypotheses_without_cut_or_confidences_are_refused():
         judge_all([CUT], [hyp("nobody", SAID)], TASKS)
     with pytest.raises(UserError, match=f"{CUT.id}: expected 'words'"):
         judge_all([CUT], [{"id": CUT.id, "text": "oui"}], TASKS)
+    with pytest.raises(UserError, match=f"{CUT.id}: its id occurs twice"):
+        judge_all([CUT], [hyp(CUT.id, SAID), hyp(CUT.id, SAID)], TASKS)
 
 
 def test_calibration_is_kept_in_the_model_folder(tmp_path):

@@ -72,13 +72,16 @@ def judge_all(cuts: Iterable[Cut], hyps: Iterable[Hypothesis], tasks: TaskSet) -
     """`judge` for each hypothesis; cuts without a hypothesis or without labels are skipped.
 
     Raises:
-        UserError: for a hypothesis without a cut.
+        UserError: for a hypothesis without a cut, and for a second one with the same id.
     """
     by_id = {cut.id: cut for cut in cuts}
-    judged = []
+    judged, seen = [], set()
     for hyp in hyps:
         if hyp["id"] not in by_id:
             raise UserError(f"hypothesis {hyp['id']}: there is no such cut in the reference")
+        if hyp["id"] in seen:
+            raise UserError(f"hypothesis {hyp['id']}: its id occurs twice")
+        seen.add(hyp["id"])
         cut = by_id[hyp["id"]]
         if "tasks" in (cut.custom or {}):
             judged.append(judge(cut, hyp, tasks))
