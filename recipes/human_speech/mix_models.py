@@ -21,6 +21,7 @@ from torch import Tensor
 from tokenverse_pp.base.config import Config
 from tokenverse_pp.base.config_files import load_config
 from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.files import replacing_folder
 from tokenverse_pp.cli.groups import report_errors
 from tokenverse_pp.data.tokenizer import Tokenizer
 from tokenverse_pp.models import checkpoint
@@ -83,7 +84,8 @@ def main(before: Path, after: Path, share: float, output_dir: Path) -> None:
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         raise UserError(f"{output_dir}: expected a new or empty folder")
     texts = {name: (before / name).read_bytes() for name in (checkpoint.CONFIG, checkpoint.TOKENIZER)}
-    checkpoint.write_folder(output_dir, {checkpoint.WEIGHTS: mix(before, after, share)}, texts)
+    with replacing_folder(output_dir) as new:
+        checkpoint.write_folder(new, {checkpoint.WEIGHTS: mix(before, after, share)}, texts)
     click.echo(f"model: {output_dir}")
 
 

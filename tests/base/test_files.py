@@ -2,7 +2,8 @@ import hashlib
 
 import pytest
 
-from tokenverse_pp.base.files import BLOCK, feed, replacing, write_json, write_text
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.files import BLOCK, feed, replacing, replacing_folder, write_json, write_text
 
 
 def test_folders_are_made_and_files_replaced_whole(tmp_path):
@@ -27,6 +28,26 @@ def test_replacing_keeps_the_ending_and_the_old_file_after_an_error(tmp_path):
         raise RuntimeError
     assert path.read_text() == "first"
     assert [file.name for file in path.parent.iterdir()] == ["cuts.jsonl.gz"]
+
+
+def test_folders_are_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    path, neighbours = tmp_path / "model", [tmp_path / "model.old", tmp_path / "model.tmp"]
+    for folder in neighbours:
+        folder.mkdir()
+    for content in ("first", "second"):
+        with replacing_folder(path) as new:
+            new.mkdir()
+            (new / content).write_text(content)
+    with pytest.raises(UserError, match="cannot be written: disk full"), replacing_folder(path) as new:
+        new.mkdir()
+        raise OSError("disk full")
+    assert [file.name for file in path.iterdir()] == ["second"]
+    for here in (path, path / "second_level"):
+        here.mkdir(exist_ok=True)
+        monkeypatch.chdir(here)
+        with pytest.raises(UserError, match="the current folder"), replacing_folder(path):
+            pass
+    assert sorted(tmp_path.iterdir()) == sorted([path, *neighbours])
 
 
 def test_feeding_files_of_any_size_to_a_digest(tmp_path):

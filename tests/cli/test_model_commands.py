@@ -134,6 +134,18 @@ def test_averages_that_cannot_be_are_refused(finished_run, tmp_path, words, said
     assert result.exit_code == 2 and said in result.stderr and not (tmp_path / "model").exists()
 
 
+def test_an_average_replaces_nothing_but_a_model(finished_run, tmp_path):
+    run_folder = shutil.copytree(finished_run, tmp_path / "run")
+    before = sorted(run_folder.rglob("*"))
+    (tmp_path / "calls").mkdir()
+    (tmp_path / "calls" / "a.wav").touch()
+    for output in (run_folder, tmp_path, tmp_path / "calls"):
+        result = average(run_folder, output)
+        assert result.exit_code == 2 and "expected a new or empty folder or a model" in result.output
+    assert average(run_folder, run_folder / "model").exit_code == 0
+    assert sorted(run_folder.rglob("*")) == before and (tmp_path / "calls" / "a.wav").exists()
+
+
 @pytest.mark.parametrize("words", [["--int8", "--float16"], ["--precision", "float16", "--int8"]])
 def test_an_export_has_one_precision(tmp_path, words):
     done = run("export", tmp_path, "--output-dir", tmp_path / "out", *words)

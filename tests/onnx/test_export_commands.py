@@ -140,7 +140,7 @@ def test_export_and_use(tmp_path):
         (["{model}", "--output-dir", "{tmp}/out", "--int8", "--float16"], "--int8, --float16: expected one of them"),
         (["{model}", "--output-dir", "{tmp}/file"], "there is something else"),
         (["{model}", "--output-dir", "{tmp}"], "there is something else"),
-        (["{model}", "--output-dir", "{tmp}/file/out"], "Not a directory"),
+        (["{model}", "--output-dir", "{tmp}/file/out"], "is not a folder"),
     ],
 )
 def test_bad_exports_are_one_line(exported, tmp_path, args, message):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import filecmp
-import os
 import re
 import shutil
 from pathlib import Path
@@ -16,7 +15,7 @@ import yaml
 import tokenverse_pp
 from tokenverse_pp.base.config import Config, TokenizerConfig
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.files import cache_folder, check_links, temporary_folder, url_of
+from tokenverse_pp.base.files import cache_folder, check_links, replacing_folder, url_of
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.base.storage import fetch_folder, list_folder
 from tokenverse_pp.decoding.hypothesis import CALIBRATION
@@ -167,14 +166,8 @@ def keep_encoder(name: str, folder: Path, target: Path) -> str:
         if not all((target / f).is_file() and filecmp.cmp(name / f, target / f, shallow=False) for f in files):
             raise UserError(f"{target}: is not the encoder of {folder}: take another --training.exp_dir")
     else:
-        stage = temporary_folder(target)
-        try:
-            shutil.copytree(name, stage / "new")
-            os.replace(stage / "new", target)
-        except OSError as error:
-            raise UserError(f"{target}: cannot be written: {error.strerror or error}") from None
-        finally:
-            shutil.rmtree(stage, ignore_errors=True)
+        with replacing_folder(target) as new:
+            shutil.copytree(name, new)
     return str(target)
 
 
@@ -219,7 +212,7 @@ def save_model(
         UserError: if the folder contains anything else, the encoder has no folder, or the model cannot be written.
             Existing files are then kept.
     """
-    _check_target(folder)
+    check_target(folder)
     config = loaded.config
     frozen = bool(loaded.model.encoder.frozen_prefixes())
     if encoder_folder is None and (include_encoder or not frozen):
@@ -291,26 +284,16 @@ def _write_model(
     Raises:
         UserError: it cannot be written. Existing files are then kept.
     """
-    stage = temporary_folder(folder)
-    try:
-        checkpoint.write_folder(stage / "new", {WEIGHTS: weights}, texts)
+    with replacing_folder(folder) as new:
+        checkpoint.write_folder(new, {WEIGHTS: weights}, texts)
         if encoder_folder is not None:
             if loaded.folder is not None and loaded.folder in encoder_folder.parents:
                 check_links(encoder_folder.iterdir())
-            shutil.copytree(encoder_folder, stage / "new" / ENCODER_FOLDER, ignore=_only_files(skip))
-        if folder.exists():
-            os.replace(folder, stage / "old")
-        os.replace(stage / "new", folder)
-    except OSError as error:
-        if (stage / "old").exists() and not folder.exists():
-            os.replace(stage / "old", folder)
-        raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
+            shutil.copytree(encoder_folder, new / ENCODER_FOLDER, ignore=_only_files(skip))
 
 
-def _check_target(folder: Path) -> None:
-    """Check that only a model folder would be replaced."""
+def check_target(folder: Path) -> None:
+    """Check that only a model folder would be replaced (raises UserError)."""
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise UserError(f"{folder}: is not a folder")
     foreign = sorted(path.name for path in folder.iterdir() if path.name not in OWN) if folder.exists() else []

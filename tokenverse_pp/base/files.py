@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -84,8 +85,38 @@ def temporary_folder(path: PathLike) -> Path:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         return Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except FileExistsError:
+        raise UserError(f"{target}: cannot be written: {target.parent} is not a folder") from None
     except OSError as error:
         raise UserError(f"{target}: cannot be written: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def replacing_folder(path: PathLike) -> Iterator[Path]:
+    """Yield the path of a new folder to create and fill; it is renamed to ``path`` if the block ends without an error.
+
+    A folder that exists is replaced; the caller checks that it may be. After an error it is kept as it was.
+
+    Raises:
+        UserError: it cannot be written (also for an OSError in the block), or is the current folder or one above it.
+    """
+    target = Path(os.path.abspath(path))
+    here = Path.cwd()
+    if target == here or target in here.parents:
+        raise UserError(f"{path}: the current folder lies there, so it cannot be replaced; expected another folder")
+    stage = temporary_folder(target)
+    old = stage / "old"
+    try:
+        yield stage / "new"
+        if target.exists():
+            os.replace(target, old)
+        os.replace(stage / "new", target)
+    except OSError as error:
+        if old.exists() and not target.exists():
+            os.replace(old, target)
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
 
 
 def cache_folder() -> Path:

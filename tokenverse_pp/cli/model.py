@@ -9,7 +9,7 @@ import click
 
 from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.files import replacing
+from tokenverse_pp.base.files import replacing, replacing_folder
 from tokenverse_pp.base.options import ExportOptions
 from tokenverse_pp.cli.options import chosen, config_options, names_of, options_from, plugin_options, read_config
 
@@ -61,13 +61,15 @@ def tokenizer(config_files: Tuple[Path, ...], overrides: Tuple[str, ...], output
     "of a run with training.average_period, and --last 2 or more.",
 )
 def average(exp_dir: Path, output: Path, last: int, dtype: str, running: bool) -> None:
-    """Average the last checkpoints in EXP_DIR into the model folder OUTPUT."""
+    """Average the last checkpoints in EXP_DIR into the model folder OUTPUT: a new or empty folder, or a model."""
     import torch
 
+    from tokenverse_pp.api.folders import check_target
     from tokenverse_pp.models import checkpoint
     from tokenverse_pp.training.checkpoints import average as mean_of
     from tokenverse_pp.training.checkpoints import average_between
 
+    check_target(output)
     found = checkpoint.list_checkpoints(exp_dir)
     if len(found) < last:
         raise UserError(f"{exp_dir}: --last {last} checkpoints wanted, {len(found)} found")
@@ -78,7 +80,8 @@ def average(exp_dir: Path, output: Path, last: int, dtype: str, running: bool) -
     kind = getattr(torch, dtype)
     weights = {k: v.to(kind) if v.is_floating_point() else v for k, v in mean.items()}
     texts = {name: (chosen[-1] / name).read_bytes() for name in (checkpoint.CONFIG, checkpoint.TOKENIZER)}
-    checkpoint.write_folder(output, {checkpoint.WEIGHTS: weights}, texts)
+    with replacing_folder(output) as new:
+        checkpoint.write_folder(new, {checkpoint.WEIGHTS: weights}, texts)
     size = (output / checkpoint.WEIGHTS).stat().st_size / 1e6
     click.echo(f"average of {chosen[0].name} .. {chosen[-1].name}, {size:.1f} MB: {output}")
 

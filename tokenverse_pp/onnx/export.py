@@ -6,7 +6,6 @@ The graphs are compared with torch on random audio first. The folder appears onl
 from __future__ import annotations
 
 import io
-import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch
 import tokenverse_pp
 from tokenverse_pp.base.config import SAMPLE_RATE, ChunkOptions
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.files import check_links
+from tokenverse_pp.base.files import check_links, replacing_folder
 from tokenverse_pp.base.options import ExportOptions
 from tokenverse_pp.decoding.hypothesis import CALIBRATION
 from tokenverse_pp.decoding.inactive import inactive_of
@@ -124,18 +123,9 @@ def export_onnx(loaded: ModelBundle, output: Path, options: Optional[ExportOptio
     if output.exists() and not (output / DESCRIPTION).is_file():
         if not output.is_dir() or any(output.iterdir()):
             raise UserError(f"--output-dir {output}: there is something else; expected a new folder, or an export")
-    temporary, old = (output.with_name(output.name + end) for end in (".tmp", ".old"))
-    for path in (temporary, old):
-        shutil.rmtree(path, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        description = _write(loaded, temporary, options)
-        if output.exists():
-            os.replace(output, old)
-        os.replace(temporary, output)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
+    with replacing_folder(output) as new:
+        new.mkdir()
+        description = _write(loaded, new, options)
     return description
 
 
