@@ -19,6 +19,7 @@ from tokenverse_pp.data.editing.conversations import (
     Track,
     TurnWords,
     conversation_cuts,
+    read_words,
 )
 from tokenverse_pp.data.labels import check_cut
 from tokenverse_pp.tasks import build_tasks, render
@@ -65,6 +66,20 @@ def test_punctuation_says_where_endpoints_are():
     assert windows(turns)[0][0].custom == {"tasks": ["asr", "scd", "endp"]}
     # By pause alone: "one" goes on at once, "two" is followed by somebody else.
     assert texts(turns, endpoints="pause") == ["one two [ENDP] [SCD] three [ENDP]"]
+
+
+@pytest.mark.parametrize(
+    "complete, ends",
+    [
+        (True, (". ? ! … ...", "。 ？ ！ ．", "؟ ۔", "।", '." ?\' !\u00a0»', ".) ?] .”", "。」 ！）", ".“", "؟\u200f")),
+        (False, (", ; :", "， 、 ； ：", "، ؛", "- -- – — ― －", ',” —"')),
+        (None, ("", "a", '"', "(a)", "*", "♪", "〜")),
+    ],
+)
+def test_the_last_sign_of_any_script_says_whether_a_turn_is_complete(complete, ends):
+    for end in (end for group in ends for end in group.split(" ")):
+        for text in (f"a{end}", f"a {end} "):
+            assert read_words(turn(0, "a", 0, 1, text), "none", None).complete is complete, text
 
 
 @pytest.mark.parametrize(
