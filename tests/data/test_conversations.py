@@ -15,6 +15,7 @@ from tokenverse_pp.data.editing.conversations import (
     BESIDE_UNKNOWN,
     NO_WORDS,
     OUTSIDE,
+    UNKNOWN_WORDS,
     ConversationOptions,
     Track,
     TurnWords,
@@ -289,6 +290,17 @@ def test_command_refuses_what_it_cannot_honour(call, tmp_path):
         result = run(tmp_path / "in.jsonl.gz", out, *options)
         assert result.exit_code == 2 and said in result.stderr, result.stderr
     assert not list(tmp_path.glob("*out*"))
+
+
+def test_a_turn_without_a_text_is_not_silence(call, tmp_path):
+    audio, _ = call
+    turns = [turn(0, "a", 0, 2, "one"), turn(1, "b", 2.2, 3.6, None), turn(2, "a", 3.8, 5, "two"), turn(3, "b", 5, 6, "")]
+    CutSet.from_cuts([MonoCut("1", 0, 10, 0, turns, None, audio)]).to_file(tmp_path / "in.jsonl")
+    result = run(tmp_path / "in.jsonl", tmp_path / "out.jsonl")
+    assert result.exit_code == 0, result.stderr
+    assert [cut.supervisions[0].text for cut in CutSet.from_file(tmp_path / "out.jsonl")] == ["one", "two"]
+    found = [json.loads(line) for line in (tmp_path / "out.left_out.jsonl").read_text().splitlines()]
+    assert {item["id"]: item["reason"] for item in found} == {"t1": UNKNOWN_WORDS, "t3": NO_WORDS}
 
 
 def test_command_lists_what_is_in_no_cut_and_keeps_entities(call, tmp_path):

@@ -368,9 +368,9 @@ def conversations(
     """Join turns of long recordings into cuts of several turns, with real speaker changes and endpoints, in OUTPUT.
 
     TURNS: cuts that hold a recording's turns, all in one cut or one cut each (grouped by recording), or supervisions
-    with --recordings. Each turn needs a speaker and a text. Cuts end where nobody speaks, or where one turn ends
-    exactly when the next begins. Turns that are in no cut are listed, with the reason, in a file .left_out.jsonl beside
-    OUTPUT.
+    with --recordings. Each turn needs a speaker and a text; without a text (null) its words are unknown, and no cut
+    contains its speech. Cuts end where nobody speaks, or where one turn ends exactly when the next begins. Turns that
+    are in no cut are listed, with the reason, in a file .left_out.jsonl beside OUTPUT.
     """
     from tokenverse_pp.data.editing.conversations import write_conversations
 

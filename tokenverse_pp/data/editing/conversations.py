@@ -521,16 +521,21 @@ def _load(path: Path, kind: type):  # type: ignore[no-untyped-def]  # RecordingS
 
 
 def read_words(turn: SupervisionSegment, normaliser: str, language: Optional[str]) -> TurnWords:
-    """Return the words of a turn. Its label ``endpoint``, or else the mark at its end, tells if it is complete."""
+    """Return the words of a turn. Its label ``endpoint``, or else the mark at its end, tells if it is complete.
+
+    A turn without the field ``text`` was not transcribed: its words are unknown. An empty text says that it has none.
+    """
+    if turn.text is None:
+        return TurnWords(None)
     custom = turn.custom or {}
     try:
-        text = NORMALISERS[normaliser](turn.text or "", turn.language or language)
+        text = NORMALISERS[normaliser](turn.text, turn.language or language)
     except UserError as error:
         raise UserError(f"supervision {turn.id}: --normaliser {normaliser}: {error}") from None
     if custom.get("entities") and text != turn.text:
         raise UserError(f"supervision {turn.id}: --normaliser {normaliser} would move its entities")
     endpoint = custom.get("endpoint")
-    complete = endpoint if isinstance(endpoint, bool) else is_complete(turn.text or "")
+    complete = endpoint if isinstance(endpoint, bool) else is_complete(turn.text)
     return TurnWords(text, complete, custom.get("entities"))
 
 
