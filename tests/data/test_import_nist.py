@@ -187,6 +187,14 @@ def test_rttm_words_that_cannot_be_read_spoil_their_turn(audio_dir, tmp_path, wo
     assert turns(cut) == [(0.0, 1.0, "s", "oui")]
 
 
+def test_words_of_a_ctm_replace_those_of_the_rttm(audio_dir, tmp_path):
+    lines = ["SPEAKER a 1 0 1 <NA> <NA> s <NA> <NA>", "LEXEME a 1 0.1 0.2 bon lex s <NA> <NA>"]
+    rttm = write(tmp_path / "a.rttm", "\n".join([*lines, "LEXEME a 1 2 0.2 perdu lex s <NA> <NA>"]))
+    ctm = write(tmp_path / "a.ctm", "a 1 0.1 0.2 bon\na 1 0.5 0.2 jour\n")
+    [cut] = imported(tmp_path / "o.jsonl", "--rttm", rttm, "--ctm", ctm, "--audio-dir", audio_dir)
+    assert turns(cut) == [(0.0, 1.0, "s", "bon jour")]
+
+
 def test_a_bad_line_spoils_the_cut_of_its_recording_only(audio_dir, tmp_path):
     stm = write(tmp_path / "x.stm", "a 1 s 0 1 un\nb 1 s 0 1 de\x1fux\nb 1 s 1 2 trois\n")
     options = ("--audio-dir", audio_dir, "--one-cut-per", "recording", "--skip-bad")

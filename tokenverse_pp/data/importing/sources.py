@@ -61,7 +61,8 @@ class ImportOptions:
     repeats: Literal["auto", "drop", "keep"] = "auto"
     """Cues and lines that repeat the previous cue: auto drops them in live captions that echo or roll."""
     rttm: Optional[Path] = None
-    """Alone: the turns. With another source: the speakers of its turns."""
+    """Alone: the turns, with the words of its LEXEME lines unless --ctm gives words. With another source: the speakers of
+    its turns."""
     ctm: Optional[Path] = None
     """Words with times, for turns without text. Alone: turns are made of these words."""
     nist_notation: Literal["refuse", "resolve", "keep"] = "refuse"
@@ -149,8 +150,9 @@ def rows_of(options: ImportOptions, audio_out: AudioOut, finder: AudioFinder) ->
     recordings, bad = _recordings(options)
     rttm: List[object] = list(read_rttm(options.rttm, options.nist_notation)) if options.rttm is not None else []
     ctm: List[object] = list(read_ctm(options.ctm, options.nist_notation)) if options.ctm is not None else []
-    # LEXEME lines of an RTTM file are used only if it gives the turns.
-    timed = [item for item in [*(rttm if turns == "rttm" else ()), *ctm] if isinstance(item, ImportedWord)]
+    # LEXEME lines of an RTTM file are used only if it gives the turns, and no CTM has the same words.
+    lexemes = rttm if turns == "rttm" and options.ctm is None else ()
+    timed = [item for item in [*lexemes, *ctm] if isinstance(item, ImportedWord)]
     if turns != "ctm":
         for item in ctm:  # speaker names may differ between files
             if isinstance(item, ImportedWord):
