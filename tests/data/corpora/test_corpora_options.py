@@ -100,7 +100,7 @@ def test_sides_of_a_call_mixed_and_separate(corpora, tmp_path):
     cuts = cuts_of(tmp_path, "dev")
     assert {cut.recording.id for cut in cuts} == {"en_4067-A", "en_4067-B"}
     for cut in cuts:
-        assert cut.custom["tasks"] == ["asr", "endp", "lid"]
+        assert cut.custom["tasks"] == ["asr", "endp", "lid"] and cut.custom["original_recording"] == "en_4067"
         assert {sup.speaker[-1] for sup in cut.supervisions} == {cut.recording.id[-1]}
     left, right = (soundfile.read(tmp_path / "audio" / "dev" / f"en_4067-{side}.flac")[0] for side in "AB")
     mixed, rate = soundfile.read(corpora["callhome-english"].out / "audio" / "dev" / "en_4067.flac")

@@ -41,6 +41,7 @@ from tokenverse_pp.data.editing.conversations import (
     TurnWords,
 )
 from tokenverse_pp.data.lines import number_of, raw_lines, text_of
+from tokenverse_pp.data.manifests import ORIGINAL_RECORDING
 from tokenverse_pp.data.normalise import NORMALISERS, Normaliser
 
 CALLHOME_SPLITS = {"train": "train", "dev": "devtest", "test": "evaltest"}
@@ -265,7 +266,8 @@ def side_tracks(part: CorpusPart, folder: Path, jobs: int) -> Iterator[Track]:
     for name, turns in turns_by_recording(part).items():
         for channel, recordings in enumerate(sides):
             recording = recordings[name]
-            yield Track(recording.id, recording, 0, [turn for turn in turns if side_of(turn) == channel])
+            here = [turn for turn in turns if side_of(turn) == channel]
+            yield Track(recording.id, recording, 0, here, {ORIGINAL_RECORDING: name})
 
 
 def _check_names(folder: Path) -> None:

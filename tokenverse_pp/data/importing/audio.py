@@ -114,6 +114,15 @@ class AudioFinder:
             raise BadRow(written)
         return written, 0
 
+    def original(self, row: Row) -> Optional[str]:
+        """Return the id that the recording of a row had before its channels were written to files; None if it has it.
+
+        Raises:
+            BadRow: see `recording`.
+        """
+        _, name = self._source(row.audio, row.recording, row.id)
+        return None if self.recording(row)[0].id == name else name
+
     def file(self, row: Row) -> Optional[str]:
         """Return the file (or command) of a row, with all its channels; None if there is none."""
         try:
