@@ -195,6 +195,46 @@ def test_words_of_a_ctm_replace_those_of_the_rttm(audio_dir, tmp_path):
     assert turns(cut) == [(0.0, 1.0, "s", "bon jour")]
 
 
+def test_a_word_in_no_turn_spoils_the_cut_of_its_recording(audio_dir, tmp_path):
+    line = "SPEAKER {} 1 0 1 <NA> <NA> s <NA> <NA>\n"
+    rttm = write(tmp_path / "x.rttm", line.format("a") + line.format("b") + line.format("none"))
+    ctm = write(tmp_path / "x.ctm", "".join(f"{n} 1 0.2 0.2 oui\n" for n in ("a", "b", "none")) + "b 1 2 0.2 perdu\n")
+    ctm.write_text(ctm.read_text() + "none 1 2 0.2 perdu\nc 1 2 0.2 perdu\n")
+    options = ("--rttm", rttm, "--ctm", ctm, "--audio-dir", audio_dir, "--skip-bad")
+    assert [cut["recording"]["id"] for cut in imported(tmp_path / "o.jsonl", *options)] == ["a", "b"]
+    [cut] = imported(tmp_path / "o.jsonl", *options, "--one-cut-per", "recording")
+    assert cut["id"] == "a"
+    # A table knows where the audio is, and only one channel has the word.
+    table = write(tmp_path / "T.csv", "audio,channel,start,end\nsub/c.flac,,0,1\nd.wav,A,0,1\nd.wav,B,0,1\na.wav,,0,1\n")
+    write(ctm, "".join(f"{n} {k} 0.2 0.2 oui\n" for n, k in ("c1", "d1", "d2", "a1")) + "c 1 2 1 x\nd 2 2 1 x\n")
+    options = ("--table", table, "--ctm", ctm, "--audio-dir", audio_dir, "--skip-bad", "--one-cut-per", "recording")
+    assert [cut["id"] for cut in imported(tmp_path / "p.jsonl", *options)] == ["d-1", "a"]
+
+
+def test_turns_with_a_text_keep_it_beside_a_ctm(audio_dir, tmp_path):
+    table = write(tmp_path / "T.csv", "audio,start,end,text\na.wav,0,1,Bon jour\na.wav,1,2,\na.wav,0.5,1.5,\n")
+    ctm = write(tmp_path / "x.ctm", "a 1 0.6 0.2 bon\na 1 0.8 0.1 (%x)\na 1 1.2 0.2 oui\na 1 1.4 0.2 oui\n")
+    options = ("--table", table, "--ctm", ctm, "--audio-dir", audio_dir)
+    code, _, err = run("import", tmp_path / "o.jsonl", *options)
+    assert code == 2 and "T.csv, line 4: field 'text': expected words" in err and "1 of 3 rows" in err, err
+    cuts = imported(tmp_path / "o.jsonl", *options, "--skip-bad")
+    assert [cut["supervisions"][0]["text"] for cut in cuts] == ["Bon jour", "oui oui"]
+
+
+def test_a_kaldi_text_without_an_utterance_may_be_of_any_recording(audio_dir, tmp_path):
+    write(tmp_path / "wav.scp", f"a {audio_dir}/a.wav\nb {audio_dir}/b.wav\n")
+    write(tmp_path / "segments", "u1 a 0 1\nu3 b x 1\n")
+    write(tmp_path / "text", "u1 un\nu2 deux\nu3 trois\nu4\n")
+    options = ("--kaldi", tmp_path, "--audio-dir", "/", "--skip-bad")
+    assert len(imported(tmp_path / "o.jsonl", *options)) == 1
+    code, _, err = run("import", tmp_path / "p.jsonl", *options, "--one-cut-per", "recording")
+    assert code == 2 and "text, line 2: there is no utterance 'u2': its recording is not known" in err, err
+    # That of u3 is, and u4 has no words.
+    write(tmp_path / "text", "u1 un\nu3 trois\nu4\n")
+    [cut] = imported(tmp_path / "o.jsonl", *options, "--one-cut-per", "recording")
+    assert cut["id"] == "a"
+
+
 def test_a_bad_line_spoils_the_cut_of_its_recording_only(audio_dir, tmp_path):
     stm = write(tmp_path / "x.stm", "a 1 s 0 1 un\nb 1 s 0 1 de\x1fux\nb 1 s 1 2 trois\n")
     options = ("--audio-dir", audio_dir, "--one-cut-per", "recording", "--skip-bad")

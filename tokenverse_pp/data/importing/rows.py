@@ -6,6 +6,7 @@ turns of a recording.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
@@ -374,6 +375,7 @@ class Words:
 
     def __init__(self, words: Iterable[ImportedWord]):
         self._files = _Files()
+        self._asked: Dict[str, Dict[Tuple[Optional[str], Optional[str]], Row]] = {}  # a turn of each file and channel
         self.by_recording: Dict[str, List[ImportedWord]] = {}
         for word in words:
             self.by_recording.setdefault(decoded_name(word.recording), []).append(word)
@@ -387,10 +389,24 @@ class Words:
         Raises:
             BadRow: if one of these words cannot be used, or the words may belong to another file.
         """
-        if recording_key(row) in self.by_recording:
+        mine = self._taken(row)
+        bad = next((word for word in mine if word.problem is not None), None)
+        if bad is not None:
+            raise BadRow(f"{bad.place}: {bad.problem}")
+        row.text = " ".join(word.text for word in mine) or None
+
+    def pass_by(self, row: Row) -> None:
+        """Take the words of a turn that has a text of its own, so that no other turn gets them."""
+        with contextlib.suppress(BadRow):  # they may belong to another file
+            self._taken(row)
+
+    def _taken(self, row: Row) -> List[ImportedWord]:
+        """Return the unused words whose middle lies in a turn, which are used now (raises BadRow)."""
+        key = recording_key(row)
+        if key in self.by_recording:
             self._files.check(row)
-        words = self.by_recording.get(recording_key(row), [])
-        middles = self._middles.get(recording_key(row), [])
+            self._asked.setdefault(key, {}).setdefault((row.audio, row.channel), row)
+        words, middles = self.by_recording.get(key, []), self._middles.get(key, [])
         first = bisect_left(middles, row.start or 0.0)
         last = bisect_right(middles, row.end) if row.end is not None else len(words)
         mine = [
@@ -400,18 +416,21 @@ class Words:
         ]
         for word in mine:
             word.used = True
-        bad = next((word for word in mine if word.problem is not None), None)
-        if bad is not None:
-            raise BadRow(f"{bad.place}: {bad.problem}")
-        row.text = " ".join(word.text for word in mine) or None
+        return mine
 
     def unused(self) -> Iterator[Rejected]:
-        """Yield the words that lie in no turn."""
-        for words in self.by_recording.values():
+        """Yield the words that lie in no turn. A cut of their whole recording, if it has turns, would lack them."""
+        for key, words in self.by_recording.items():
+            asked = list(self._asked.get(key, {}).values())
             for word in words:
-                if not word.used:
-                    reason = f"word {shown(word.text)} at {word.start:.3f} s lies in no turn"
-                    yield Rejected(word.place, reason, harmless=True)
+                if word.used:
+                    continue
+                row = next((turn for turn in asked if same_channel(turn.channel, word.channel)), None)
+                row = row or next(iter(asked), None)
+                if row is not None:
+                    row = Row(word.place, "", row.recording, row.audio, word.channel, word.start)
+                reason = f"word {shown(word.text)} at {word.start:.3f} s lies in no turn"
+                yield Rejected(word.place, reason, row, harmless=row is None)
 
     def turns(self, pause: float) -> Iterator[RowOrRejected]:
         """Yield turns made of words alone; a turn with a bad word is rejected.

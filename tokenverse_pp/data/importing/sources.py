@@ -188,8 +188,8 @@ def rows_of(options: ImportOptions, audio_out: AudioOut, finder: AudioFinder) ->
             try:
                 if speakers is not None:
                     speakers.give(item)
-                if words is not None and item.text is None:
-                    words.give(item)
+                if words is not None:
+                    (words.give if item.text is None else words.pass_by)(item)
                 if options.inline is not None and item.text is not None:
                     if item.entities is not None:
                         raise BadRow("field 'entities': given twice, by themselves and as marks in the text")
@@ -202,9 +202,12 @@ def rows_of(options: ImportOptions, audio_out: AudioOut, finder: AudioFinder) ->
             # No cut is incomplete without an empty cue.
             item = Rejected(item.place, "field 'text': expected words, found nothing", item, harmless=True)
         yield item
-    for more in (words, speakers):
-        if more is not None:
-            yield from more.unused()
+    for item in words.unused() if words is not None else ():
+        # Words of a recording without audio are in no cut.
+        has_audio = item.row is not None and finder.file(item.row) is not None
+        yield item if has_audio else replace(item, harmless=True)
+    if speakers is not None:
+        yield from speakers.unused()
 
 
 def _turns(
