@@ -195,6 +195,25 @@ def test_words_of_a_ctm_replace_those_of_the_rttm(audio_dir, tmp_path):
     assert turns(cut) == [(0.0, 1.0, "s", "bon jour")]
 
 
+ROW = "SPEAKER {} 1 {} 1 <NA> <NA> ann <NA> <NA>\n"
+
+
+@pytest.mark.parametrize(("file", "said"), [("Zo\u00eb", "Zoe\u0308"), ("Zoe\u0308", "Zo\u00eb")])
+def test_names_may_be_composed_or_decomposed(tmp_path, file, said):
+    write_audio(tmp_path / "audio" / file / f"{file}.wav", seconds=1.0)
+    write_audio(tmp_path / "audio" / "x.wav", seconds=1.0)
+    rttm = write(tmp_path / "x.rttm", ROW.format(said, 0) + ROW.format("x", 0))
+    ctm = write(tmp_path / "x.ctm", f"{said} 1 0.2 0.2 oui\nx 1 0.2 0.2 non\n")
+    out, options = tmp_path / "o.jsonl", ("--rttm", rttm, "--ctm", ctm, "--audio-dir", tmp_path / "audio")
+    for path in (f"{file}/{file}.wav", f"{said}/{said}.wav"):
+        table = write(tmp_path / "T.csv", f"audio,start,end\n{path},0,1\nx.wav,0,1\n")
+        cuts = imported(out, "--table", table, *options)
+        assert [turns(cut)[0][2:] for cut in cuts] == [("ann", "oui"), ("ann", "non")]
+    write_audio(tmp_path / "audio" / file / "x.wav", seconds=1.0)
+    cuts = imported(out, *options[:-1], tmp_path / "audio" / file)
+    assert [cut["recording"]["sources"][0]["source"][-5:] for cut in cuts] == [f"{file}.wav"[-5:], "x.wav"]
+
+
 def test_a_word_in_no_turn_spoils_the_cut_of_its_recording(audio_dir, tmp_path):
     line = "SPEAKER {} 1 0 1 <NA> <NA> s <NA> <NA>\n"
     rttm = write(tmp_path / "x.rttm", line.format("a") + line.format("b") + line.format("none"))

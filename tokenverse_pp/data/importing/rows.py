@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import tempfile
+import unicodedata
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from dataclasses import dataclass, field
@@ -348,7 +349,12 @@ def decoded_name(name: str) -> str:
 
 def recording_key(row: Row) -> str:
     """Return the key to find a row's words and speakers: the name of its recording, or else of its audio file."""
-    return decoded_name(row.recording or Path(row.audio or "").stem)
+    return name_key(row.recording or Path(row.audio or "").stem)
+
+
+def name_key(name: str) -> str:
+    """Return a recording's name decoded and composed, as file systems and editors decompose letters (``é``)."""
+    return unicodedata.normalize("NFC", decoded_name(name))
 
 
 class _Files:
@@ -378,7 +384,7 @@ class Words:
         self._asked: Dict[str, Dict[Tuple[Optional[str], Optional[str]], Row]] = {}  # a turn of each file and channel
         self.by_recording: Dict[str, List[ImportedWord]] = {}
         for word in words:
-            self.by_recording.setdefault(decoded_name(word.recording), []).append(word)
+            self.by_recording.setdefault(name_key(word.recording), []).append(word)
         for found in self.by_recording.values():
             found.sort(key=lambda word: word.middle)
         self._middles = {name: [word.middle for word in found] for name, found in self.by_recording.items()}
