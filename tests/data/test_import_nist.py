@@ -214,6 +214,20 @@ def test_names_may_be_composed_or_decomposed(tmp_path, file, said):
     assert [cut["recording"]["sources"][0]["source"][-5:] for cut in cuts] == [f"{file}.wav"[-5:], "x.wav"]
 
 
+def test_speakers_that_are_given_are_those_of_turns_outside_the_rttm(audio_dir, tmp_path):
+    stm = write(tmp_path / "x.stm", "a 1 one 0 1 un\na 1 one 2 3 deux\nb 1 one 0 1 trois\n")
+    rttm = write(tmp_path / "x.rttm", ROW.format("a", 0))
+    recordings = write(tmp_path / "R.csv", "recording,audio,speaker\na,a.wav,\nb,b.wav,eve\n")
+    options = ("--stm", stm, "--rttm", rttm, "--audio-dir", audio_dir)
+    for more, expected in (
+        ((), ["ann", None, None]),
+        (("--set", "speaker=bob"), ["ann", "bob", "bob"]),
+        (("--recordings", recordings, "--set", "speaker=bob"), ["ann", "bob", "eve"]),
+    ):
+        cuts = imported(tmp_path / "o.jsonl", *options, *more)
+        assert [cut["supervisions"][0].get("speaker") for cut in cuts] == expected
+
+
 def test_a_word_in_no_turn_spoils_the_cut_of_its_recording(audio_dir, tmp_path):
     line = "SPEAKER {} 1 0 1 <NA> <NA> s <NA> <NA>\n"
     rttm = write(tmp_path / "x.rttm", line.format("a") + line.format("b") + line.format("none"))

@@ -186,14 +186,8 @@ def rows_of(options: ImportOptions, audio_out: AudioOut, finder: AudioFinder) ->
             fill(row, options.constants)
         if isinstance(item, Row):
             try:
-                if speakers is not None:
-                    speakers.give(item)
-                if words is not None:
-                    (words.give if item.text is None else words.pass_by)(item)
-                if options.inline is not None and item.text is not None:
-                    if item.entities is not None:
-                        raise BadRow("field 'entities': given twice, by themselves and as marks in the text")
-                    item.text, item.entities = read_inline(item.text, options.inline)
+                known = [told.speaker if isinstance(told, Row) else None, options.constants.get("speaker")]
+                _complete(item, speakers, words, known, options.inline)
             except BadRow as error:
                 item = Rejected(item.place, str(error), item)
         if row is not None and recordings:
@@ -208,6 +202,21 @@ def rows_of(options: ImportOptions, audio_out: AudioOut, finder: AudioFinder) ->
         yield item if has_audio else replace(item, harmless=True)
     if speakers is not None:
         yield from speakers.unused()
+
+
+def _complete(
+    row: Row, speakers: Optional[Speakers], words: Optional[Words], known: List[Optional[str]], inline: Optional[str]
+) -> None:
+    """Set the speaker, words and marked entities of a turn (raises BadRow); ``known``: speakers if the RTTM has none."""
+    if speakers is not None:
+        speakers.give(row)
+        row.speaker = next((name for name in [row.speaker, *known] if name is not None), None)
+    if words is not None:
+        (words.give if row.text is None else words.pass_by)(row)
+    if inline is not None and row.text is not None:
+        if row.entities is not None:
+            raise BadRow("field 'entities': given twice, by themselves and as marks in the text")
+        row.text, row.entities = read_inline(row.text, inline)
 
 
 def _turns(
