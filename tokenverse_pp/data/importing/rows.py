@@ -143,13 +143,27 @@ def shown(value: Any) -> str:
 
 
 def files_of(path: Path, endings: Sequence[str]) -> List[Path]:
-    """Return a file itself, or all files below a folder with these extensions, sorted (raises UserError if none)."""
+    """Return a file itself, or all files below a folder with these extensions, also followed by ``.gz``, sorted.
+
+    Raises:
+        UserError: if there is none, or a file is there with and without ``.gz``.
+    """
     if not path.is_dir():
         return [path]
-    found = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in endings)
+    found = sorted(p for p in path.rglob("*") if p.is_file() and unpacked(p).suffix.lower() in endings)
     if not found:
-        raise UserError(f"{path}: no file in it ends in {' or '.join(endings)}")
+        raise UserError(f"{path}: no file in it ends in {' or '.join(endings)} (or that and .gz)")
+    first: Dict[Path, Path] = {}
+    for file in found:
+        other = first.setdefault(unpacked(file), file)
+        if other is not file:  # its lines would count twice
+            raise UserError(f"{file}: expected one of it and {other}")
     return found
+
+
+def unpacked(path: Path) -> Path:
+    """Return a path without ``.gz`` at its end."""
+    return path.with_suffix("") if path.suffix.lower() == ".gz" else path
 
 
 def lines_of(path: Path) -> Iterator[Tuple[Place, Union[str, Rejected]]]:
