@@ -9,7 +9,7 @@ from typing import Any, Callable, Dict, Iterable, Iterator, List, Literal, Mappi
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.importing.audio import AudioFinder, AudioOut
-from tokenverse_pp.data.importing.fields import AS_IT_IS, FieldMap, fill, read_inline
+from tokenverse_pp.data.importing.fields import AS_IT_IS, FieldMap, fill, finish_text, read_inline
 from tokenverse_pp.data.importing.kaldi import read_kaldi, read_wav_scp
 from tokenverse_pp.data.importing.nist import read_ctm, read_rttm, read_stm
 from tokenverse_pp.data.importing.rows import (
@@ -21,6 +21,7 @@ from tokenverse_pp.data.importing.rows import (
     Speakers,
     Words,
     decoded_name,
+    shown,
 )
 from tokenverse_pp.data.importing.subtitles import read_subtitles
 from tokenverse_pp.data.importing.tables import is_hub_name, read_dataset, read_recordings, read_table
@@ -192,9 +193,10 @@ def rows_of(options: ImportOptions, audio_out: AudioOut, finder: AudioFinder) ->
                 item = Rejected(item.place, str(error), item)
         if row is not None and recordings:
             row.recording = _name_in(recordings, row)  # last, as other files are searched by the original name
-        if turns == "subtitles" and isinstance(item, Row) and item.text is None:
+        if turns == "subtitles" and isinstance(item, Row) and not _has_words(item, options.normaliser):
             # No cut is incomplete without an empty cue.
-            item = Rejected(item.place, "field 'text': expected words, found nothing", item, harmless=True)
+            found = "nothing" if item.text is None else shown(item.text)
+            item = Rejected(item.place, f"field 'text': expected words, found {found}", item, harmless=True)
         yield item
     for item in words.unused() if words is not None else ():
         # Words of a recording without audio are in no cut.
@@ -217,6 +219,11 @@ def _complete(
         if row.entities is not None:
             raise BadRow("field 'entities': given twice, by themselves and as marks in the text")
         row.text, row.entities = read_inline(row.text, inline)
+
+
+def _has_words(row: Row, normaliser: str) -> bool:
+    """Whether words are left of a text: of ``♪`` the normalisers ``words`` and ``cased`` leave none, in any language."""
+    return bool(row.text and finish_text(row.text, None, normaliser)[0])
 
 
 def _turns(
