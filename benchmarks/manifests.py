@@ -98,7 +98,7 @@ def commands(folder: Path, count: int) -> List[Tuple[str, str, List[str]]]:
         ("validate", "lhotse", [*lhotse, "validate", whole]),
         ("stats", "tokenverse_pp", [*ours, "stats", whole]),
         ("cut describe", "lhotse", [*lhotse, "cut", "describe", whole]),
-        ("mix", "tokenverse_pp", [*ours, "mix", a, b, out]),
+        ("mix", "tokenverse_pp", [*ours, "mix", a, b, out, "--overwrite"]),
         ("combine", "lhotse", [*lhotse, "combine", a, b, out]),
         ("label", "tokenverse_pp", [*ours, *label]),
         ("copy", "lhotse", [*lhotse, "copy", whole, out]),

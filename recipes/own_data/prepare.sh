@@ -17,7 +17,7 @@ tokenverse-pp manifest import "$out/turns.jsonl.gz" --recordings "$conversations
     --stm "$conversations/stm" --rttm "$conversations/rttm" --set language=en --one-cut-per recording
 tokenverse-pp manifest conversations "$out/turns.jsonl.gz" "$out/windows.jsonl.gz" --tasks asr,scd,endp,lid \
     --normaliser words
-tokenverse-pp manifest split "$out/windows.jsonl.gz" "$out/conversations" --by recording
+tokenverse-pp manifest split "$out/windows.jsonl.gz" "$out/conversations" --by recording --overwrite
 
 # Read speech: the language is known, turns and entities are not.
 tokenverse-pp manifest prepare commonvoice "$cv" "$out/commonvoice" --language fr
@@ -25,7 +25,7 @@ tokenverse-pp manifest prepare commonvoice "$cv" "$out/commonvoice" --language f
 # Entities: named in the text.
 tokenverse-pp manifest import "$out/entities.jsonl.gz" --table "$entities/table.csv" --inline-entities brackets \
     --set language=en --tasks asr,ner,lid --normaliser words
-tokenverse-pp manifest split "$out/entities.jsonl.gz" "$out/entities" --by speaker
+tokenverse-pp manifest split "$out/entities.jsonl.gz" "$out/entities" --by speaker --overwrite
 
 # What each gives to each task.
 tokenverse-pp manifest stats "$out/conversations/cuts_train.jsonl.gz" "$out/commonvoice/cuts_train_fr.jsonl.gz" \

@@ -15,10 +15,12 @@ from tokenverse_pp.data.editing.conversations import (
     BESIDE_UNKNOWN,
     NO_WORDS,
     OUTSIDE,
+    UNKNOWN_WORDS,
     ConversationOptions,
     Track,
     TurnWords,
     conversation_cuts,
+    read_words,
 )
 from tokenverse_pp.data.labels import check_cut
 from tokenverse_pp.tasks import build_tasks, render
@@ -65,6 +67,20 @@ def test_punctuation_says_where_endpoints_are():
     assert windows(turns)[0][0].custom == {"tasks": ["asr", "scd", "endp"]}
     # By pause alone: "one" goes on at once, "two" is followed by somebody else.
     assert texts(turns, endpoints="pause") == ["one two [ENDP] [SCD] three [ENDP]"]
+
+
+@pytest.mark.parametrize(
+    "complete, ends",
+    [
+        (True, (". ? ! … ...", "。 ？ ！ ．", "؟ ۔", "।", '." ?\' !\u00a0»', ".) ?] .”", "。」 ！）", ".“", "؟\u200f")),
+        (False, (", ; :", "， 、 ； ：", "، ؛", "- -- – — ― －", ',” —"')),
+        (None, ("", "a", '"', "(a)", "*", "♪", "〜")),
+    ],
+)
+def test_the_last_sign_of_any_script_says_whether_a_turn_is_complete(complete, ends):
+    for end in (end for group in ends for end in group.split(" ")):
+        for text in (f"a{end}", f"a {end} "):
+            assert read_words(turn(0, "a", 0, 1, text), "none", None).complete is complete, text
 
 
 @pytest.mark.parametrize(
@@ -274,6 +290,17 @@ def test_command_refuses_what_it_cannot_honour(call, tmp_path):
         result = run(tmp_path / "in.jsonl.gz", out, *options)
         assert result.exit_code == 2 and said in result.stderr, result.stderr
     assert not list(tmp_path.glob("*out*"))
+
+
+def test_a_turn_without_a_text_is_not_silence(call, tmp_path):
+    audio, _ = call
+    turns = [turn(0, "a", 0, 2, "one"), turn(1, "b", 2.2, 3.6, None), turn(2, "a", 3.8, 5, "two"), turn(3, "b", 5, 6, "")]
+    CutSet.from_cuts([MonoCut("1", 0, 10, 0, turns, None, audio)]).to_file(tmp_path / "in.jsonl")
+    result = run(tmp_path / "in.jsonl", tmp_path / "out.jsonl")
+    assert result.exit_code == 0, result.stderr
+    assert [cut.supervisions[0].text for cut in CutSet.from_file(tmp_path / "out.jsonl")] == ["one", "two"]
+    found = [json.loads(line) for line in (tmp_path / "out.left_out.jsonl").read_text().splitlines()]
+    assert {item["id"]: item["reason"] for item in found} == {"t1": UNKNOWN_WORDS, "t3": NO_WORDS}
 
 
 def test_command_lists_what_is_in_no_cut_and_keeps_entities(call, tmp_path):

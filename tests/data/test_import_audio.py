@@ -8,6 +8,7 @@ import pytest
 import soundfile
 from audio_files import encoded, packed, sound, written
 from importing_cases import RATE, imported, run, table_of, write_audio
+from lhotse import CutSet
 
 from tokenverse_pp.data.audio.source import Bytes
 from tokenverse_pp.data.corpora.common import channel_name
@@ -32,6 +33,21 @@ def test_any_channel_of_a_recording(tmp_path, out, rate, channel, index):
     found, rate = loaded(cut)
     assert rate == RATE and cut["duration"] == 2.0
     np.testing.assert_allclose(found[1000:-1000], 0.1 * (index + 1), atol=1e-2)
+
+
+@pytest.mark.parametrize("rate", [RATE, 8000])
+def test_the_channels_of_a_call_stay_in_one_set(tmp_path, out, rate):
+    rows = []
+    for number in range(4):
+        write_audio(tmp_path / f"call{number}.wav", rate=rate, channels=2, seconds=1.0)
+        rows += [(f"call{number}.wav", side, "oui") for side in "AB"]
+    cuts = imported(out, "--table", table_of(tmp_path, rows, ("audio", "channel", "text")))
+    assert [cut["recording"]["id"] for cut in cuts[:2]] == (["call0"] * 2 if rate == RATE else ["call0-1", "call0-2"])
+    code, _, err = run("split", out, tmp_path / "sets", "--by", "recording", "--shares", "train=0.5,dev=0.5")
+    assert code == 0, err
+    sets = [CutSet.from_file(tmp_path / "sets" / f"cuts_{name}.jsonl.gz") for name in ("train", "dev")]
+    calls = [{cut.recording.id[:5] for cut in part} for part in sets]
+    assert [len(part) for part in calls] == [2, 2] and not calls[0] & calls[1]
 
 
 @pytest.mark.parametrize("channel", ["0", "5", "E", "-1", "left", "1.5", "1e0", "", "³", None])

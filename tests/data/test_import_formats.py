@@ -7,6 +7,8 @@ from importing_cases import imported, run, turns, write, write_audio
 from lhotse import CutSet, SupervisionSet
 from lhotse.kaldi import load_kaldi_data_dir
 
+from tokenverse_pp.data.importing.transcripts import read_transcripts
+
 
 @pytest.fixture
 def data(tmp_path):
@@ -284,6 +286,44 @@ def test_rows_of_the_same_audio_are_told(audio_dir, data, out):
     write(table, "audio,start,end,text\na.wav,0,1,bon\na.wav,0,1,jour\n")
     code, said, _ = run("import", out, "--table", table, "--audio-dir", audio_dir)
     assert f"earlier row: 1, the first: {table}, line 3 (as {table}, line 2)\n" in said
+
+
+def transcript_of(name):
+    word = {"text": "oui", "start": 0.0, "end": 1.0, "confidence": None}
+    return json.dumps({"name": name, "duration": 4.0, "tasks": ["asr"], "words": [word], "marks": []}) + "\n"
+
+
+ONE_TURN = {
+    "stm": "{} 1 s 0 1 oui\n".format,
+    "ctm": "{} 1 0 1 oui\n".format,
+    "rttm": "SPEAKER {0} 1 0 1 <NA> <NA> s <NA> <NA>\nLEXEME {0} 1 0 1 oui lex s <NA> <NA>\n".format,
+    "srt": "1\n00:00:00,000 --> 00:00:01,000\noui\n".format,
+    "conll": "# id = {}\noui O\n".format,
+    "json": transcript_of,
+    "jsonl": transcript_of,
+}
+
+
+@pytest.mark.parametrize("ending", list(ONE_TURN))
+def test_compressed_files_of_a_folder(audio_dir, data, out, ending):
+    write(data / "all" / f"a.{ending}", ONE_TURN[ending]("a"))
+    write(data / "all" / f"b.{ending}.gz", gzip.compress(ONE_TURN[ending]("b").encode()))
+    option = {"srt": "--subtitles", "jsonl": "--transcripts", "json": "--transcripts"}.get(ending, f"--{ending}")
+    options = [option, data / "all", "--audio-dir", audio_dir]
+    if ending == "conll":
+        options += ["--table", write(data / "T.csv", "id,audio,text\na,a.wav,oui\nb,b.wav,oui\n")]
+    cuts = imported(out, *options)
+    assert [cut["recording"]["id"] for cut in cuts] == ["a", "b"]
+    assert all(("ner" in cut["custom"]["tasks"]) == (ending == "conll") for cut in cuts)
+    write(data / "all" / f"a.{ending}.gz", b"")
+    code, _, err = run("import", out, *options)
+    assert code == 2 and f"a.{ending}.gz: expected one of it and {data}/all/a.{ending}" in err
+
+
+def test_a_bad_line_of_compressed_transcripts_spoils_no_other(data):
+    path = write(data / "x.jsonl.gz", gzip.compress(("{\n" + transcript_of("a")).encode()))
+    bad, good = read_transcripts(path)
+    assert bad.place.line == 1 and good.text == "oui"
 
 
 def test_words_that_lie_in_no_turn_are_told(audio_dir, data, out):

@@ -187,6 +187,87 @@ def test_rttm_words_that_cannot_be_read_spoil_their_turn(audio_dir, tmp_path, wo
     assert turns(cut) == [(0.0, 1.0, "s", "oui")]
 
 
+def test_words_of_a_ctm_replace_those_of_the_rttm(audio_dir, tmp_path):
+    lines = ["SPEAKER a 1 0 1 <NA> <NA> s <NA> <NA>", "LEXEME a 1 0.1 0.2 bon lex s <NA> <NA>"]
+    rttm = write(tmp_path / "a.rttm", "\n".join([*lines, "LEXEME a 1 2 0.2 perdu lex s <NA> <NA>"]))
+    ctm = write(tmp_path / "a.ctm", "a 1 0.1 0.2 bon\na 1 0.5 0.2 jour\n")
+    [cut] = imported(tmp_path / "o.jsonl", "--rttm", rttm, "--ctm", ctm, "--audio-dir", audio_dir)
+    assert turns(cut) == [(0.0, 1.0, "s", "bon jour")]
+
+
+ROW = "SPEAKER {} 1 {} 1 <NA> <NA> ann <NA> <NA>\n"
+
+
+@pytest.mark.parametrize(("file", "said"), [("Zo\u00eb", "Zoe\u0308"), ("Zoe\u0308", "Zo\u00eb")])
+def test_names_may_be_composed_or_decomposed(tmp_path, file, said):
+    write_audio(tmp_path / "audio" / file / f"{file}.wav", seconds=1.0)
+    write_audio(tmp_path / "audio" / "x.wav", seconds=1.0)
+    rttm = write(tmp_path / "x.rttm", ROW.format(said, 0) + ROW.format("x", 0))
+    ctm = write(tmp_path / "x.ctm", f"{said} 1 0.2 0.2 oui\nx 1 0.2 0.2 non\n")
+    out, options = tmp_path / "o.jsonl", ("--rttm", rttm, "--ctm", ctm, "--audio-dir", tmp_path / "audio")
+    for path in (f"{file}/{file}.wav", f"{said}/{said}.wav"):
+        table = write(tmp_path / "T.csv", f"audio,start,end\n{path},0,1\nx.wav,0,1\n")
+        cuts = imported(out, "--table", table, *options)
+        assert [turns(cut)[0][2:] for cut in cuts] == [("ann", "oui"), ("ann", "non")]
+    write_audio(tmp_path / "audio" / file / "x.wav", seconds=1.0)
+    cuts = imported(out, *options[:-1], tmp_path / "audio" / file)
+    assert [cut["recording"]["sources"][0]["source"][-5:] for cut in cuts] == [f"{file}.wav"[-5:], "x.wav"]
+
+
+def test_speakers_that_are_given_are_those_of_turns_outside_the_rttm(audio_dir, tmp_path):
+    stm = write(tmp_path / "x.stm", "a 1 one 0 1 un\na 1 one 2 3 deux\nb 1 one 0 1 trois\n")
+    rttm = write(tmp_path / "x.rttm", ROW.format("a", 0))
+    recordings = write(tmp_path / "R.csv", "recording,audio,speaker\na,a.wav,\nb,b.wav,eve\n")
+    options = ("--stm", stm, "--rttm", rttm, "--audio-dir", audio_dir)
+    for more, expected in (
+        ((), ["ann", None, None]),
+        (("--set", "speaker=bob"), ["ann", "bob", "bob"]),
+        (("--recordings", recordings, "--set", "speaker=bob"), ["ann", "bob", "eve"]),
+    ):
+        cuts = imported(tmp_path / "o.jsonl", *options, *more)
+        assert [cut["supervisions"][0].get("speaker") for cut in cuts] == expected
+
+
+def test_a_word_in_no_turn_spoils_the_cut_of_its_recording(audio_dir, tmp_path):
+    line = "SPEAKER {} 1 0 1 <NA> <NA> s <NA> <NA>\n"
+    rttm = write(tmp_path / "x.rttm", line.format("a") + line.format("b") + line.format("none"))
+    ctm = write(tmp_path / "x.ctm", "".join(f"{n} 1 0.2 0.2 oui\n" for n in ("a", "b", "none")) + "b 1 2 0.2 perdu\n")
+    ctm.write_text(ctm.read_text() + "none 1 2 0.2 perdu\nc 1 2 0.2 perdu\n")
+    options = ("--rttm", rttm, "--ctm", ctm, "--audio-dir", audio_dir, "--skip-bad")
+    assert [cut["recording"]["id"] for cut in imported(tmp_path / "o.jsonl", *options)] == ["a", "b"]
+    [cut] = imported(tmp_path / "o.jsonl", *options, "--one-cut-per", "recording")
+    assert cut["id"] == "a"
+    # A table knows where the audio is, and only one channel has the word.
+    table = write(tmp_path / "T.csv", "audio,channel,start,end\nsub/c.flac,,0,1\nd.wav,A,0,1\nd.wav,B,0,1\na.wav,,0,1\n")
+    write(ctm, "".join(f"{n} {k} 0.2 0.2 oui\n" for n, k in ("c1", "d1", "d2", "a1")) + "c 1 2 1 x\nd 2 2 1 x\n")
+    options = ("--table", table, "--ctm", ctm, "--audio-dir", audio_dir, "--skip-bad", "--one-cut-per", "recording")
+    assert [cut["id"] for cut in imported(tmp_path / "p.jsonl", *options)] == ["d-1", "a"]
+
+
+def test_turns_with_a_text_keep_it_beside_a_ctm(audio_dir, tmp_path):
+    table = write(tmp_path / "T.csv", "audio,start,end,text\na.wav,0,1,Bon jour\na.wav,1,2,\na.wav,0.5,1.5,\n")
+    ctm = write(tmp_path / "x.ctm", "a 1 0.6 0.2 bon\na 1 0.8 0.1 (%x)\na 1 1.2 0.2 oui\na 1 1.4 0.2 oui\n")
+    options = ("--table", table, "--ctm", ctm, "--audio-dir", audio_dir)
+    code, _, err = run("import", tmp_path / "o.jsonl", *options)
+    assert code == 2 and "T.csv, line 4: field 'text': expected words" in err and "1 of 3 rows" in err, err
+    cuts = imported(tmp_path / "o.jsonl", *options, "--skip-bad")
+    assert [cut["supervisions"][0]["text"] for cut in cuts] == ["Bon jour", "oui oui"]
+
+
+def test_a_kaldi_text_without_an_utterance_may_be_of_any_recording(audio_dir, tmp_path):
+    write(tmp_path / "wav.scp", f"a {audio_dir}/a.wav\nb {audio_dir}/b.wav\n")
+    write(tmp_path / "segments", "u1 a 0 1\nu3 b x 1\n")
+    write(tmp_path / "text", "u1 un\nu2 deux\nu3 trois\nu4\n")
+    options = ("--kaldi", tmp_path, "--audio-dir", "/", "--skip-bad")
+    assert len(imported(tmp_path / "o.jsonl", *options)) == 1
+    code, _, err = run("import", tmp_path / "p.jsonl", *options, "--one-cut-per", "recording")
+    assert code == 2 and "text, line 2: there is no utterance 'u2': its recording is not known" in err, err
+    # That of u3 is, and u4 has no words.
+    write(tmp_path / "text", "u1 un\nu3 trois\nu4\n")
+    [cut] = imported(tmp_path / "o.jsonl", *options, "--one-cut-per", "recording")
+    assert cut["id"] == "a"
+
+
 def test_a_bad_line_spoils_the_cut_of_its_recording_only(audio_dir, tmp_path):
     stm = write(tmp_path / "x.stm", "a 1 s 0 1 un\nb 1 s 0 1 de\x1fux\nb 1 s 1 2 trois\n")
     options = ("--audio-dir", audio_dir, "--one-cut-per", "recording", "--skip-bad")

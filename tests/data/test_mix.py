@@ -115,9 +115,9 @@ def test_interleaved_is_what_lhotse_gives(corpora, tmp_path):
     assert [cut.id for cut in found] == [cut.id for cut in expected]
     assert count_cuts(found)["all"]["hours"] == pytest.approx(15)
     first = output.read_bytes()
-    run("manifest", "mix", *corpora, output, "--weights", "1,2,1", "--seed", 3)
+    run("manifest", "mix", *corpora, output, "--weights", "1,2,1", "--seed", 3, "--overwrite")
     assert output.read_bytes() == first
-    run("manifest", "mix", *corpora, output, "--weights", "1,2,1", "--seed", 4)
+    run("manifest", "mix", *corpora, output, "--weights", "1,2,1", "--seed", 4, "--overwrite")
     assert output.read_bytes() != first
 
 
@@ -132,6 +132,19 @@ def test_ids_stay_apart(corpora, tmp_path):
     assert len(set(ids)) == 362 and {"ami-a0", "also-a0"} < set(ids)
     [cut] = [cut for cut in CutSet.from_file(output) if cut.id == "also-a0"]
     assert cut.supervisions[0].id == "also-a0-0"
+
+
+@pytest.mark.parametrize("forgotten", [False, True])
+def test_an_output_that_exists_is_kept(corpora, tmp_path, forgotten):
+    if not forgotten:
+        corpora.append(tmp_path / "mix.yaml")
+        corpora[-1].write_text("mine")
+    before = corpora[-1].read_bytes()
+    result = run("manifest", "mix", *corpora)
+    said = "exists already; --overwrite replaces it (the last name is OUTPUT)"
+    assert result.exit_code == 2 and result.stderr == f"error: {corpora[-1]}: {said}\n"
+    assert corpora[-1].read_bytes() == before
+    assert run("manifest", "mix", *corpora, "--overwrite").exit_code == 0 and corpora[-1].read_bytes() != before
 
 
 def test_one_manifest_is_left_in_order(corpora):

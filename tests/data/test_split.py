@@ -146,6 +146,19 @@ def test_command_line(tmp_path):
     assert not (tmp_path / "no").exists()
 
 
+def test_sets_that_exist_are_kept(tmp_path):
+    cuts = [make_cut(f"c{i}", [{"text": f"un {i}", "speaker": f"s{i}"}]) for i in range(9)]
+    source = tmp_path / "cuts_train.jsonl.gz"
+    CutSet.from_cuts(cuts).to_file(source)
+    before, dev = source.read_bytes(), tmp_path / "cuts_dev.jsonl.gz"
+    options = (source, tmp_path, "--shares", "train=0.8,dev=0.2")
+    result = run("manifest", "split", *options)
+    assert result.exit_code == 2 and result.stderr == f"error: {source}: exists already; --overwrite replaces it\n"
+    assert source.read_bytes() == before and not dev.exists()
+    assert run("manifest", "split", *options, "--overwrite").exit_code == 0
+    assert sorted(cut.id for path in (source, dev) for cut in CutSet.from_file(path)) == [cut.id for cut in cuts]
+
+
 @pytest.fixture
 def manifest(tmp_path):
     """40 cuts of 36 s; every second is French, every fourth labelled for entities, the first ten are of corpus a."""

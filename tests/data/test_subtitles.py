@@ -316,6 +316,18 @@ def test_the_command_names_what_it_leaves_out(tmp_path):
     assert code == 2 and "3 of 4" not in err and "4 of 4 rows cannot be mapped" in err
 
 
+def test_a_cue_of_signs_spoils_no_recording(tmp_path, audio_dir):
+    path, out = tmp_path / "a.vtt", tmp_path / "cuts.jsonl"
+    path.write_text(f"WEBVTT\n\n{T[0]}\none\n\n{T[1]}\n♪\n\n{T[2]}\ntwo\n", encoding="utf-8")
+    options = ("--subtitles", path, "--audio-dir", audio_dir, "--set", "language=en", "--one-cut-per", "recording")
+    code, _, err = run("import", out, *options, "--normaliser", "words")
+    assert code == 2 and "line 6: field 'text': expected words, found '♪'" in err and "1 of 3 rows" in err, err
+    [cut] = imported(out, *options, "--normaliser", "words", "--skip-bad")
+    assert [turn[3] for turn in turns(cut)] == ["one", "two"]
+    [cut] = imported(out, *options)
+    assert [turn[3] for turn in turns(cut)] == ["one", "♪", "two"]
+
+
 def test_overlapping_cues_are_kept(tmp_path, audio_dir):
     path = tmp_path / "a.vtt"
     path.write_text(

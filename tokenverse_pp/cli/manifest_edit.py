@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import socket
 from functools import partial
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, Iterable, List, Optional, Tuple
 
 import click
 
 from tokenverse_pp.base.engine import Parts, current_engine
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.files import aligned, write_text
+from tokenverse_pp.base.files import PathLike, aligned, write_text
 from tokenverse_pp.cli.manifest_prepare import window_options
 from tokenverse_pp.cli.options import chosen, engine_options, names_of, options_from
 from tokenverse_pp.data.editing import mix as mixing
@@ -128,6 +129,16 @@ def _same_finder(change: LabelChange, found: Tuple[Any, ...], run: str) -> Optio
     return finder
 
 
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace files that exist already.")
+
+
+def _refuse_existing(outputs: Iterable[PathLike], overwrite: bool, hint: str = "") -> None:
+    """Check that no output exists, unless it may be replaced (raises UserError)."""
+    there = [path for path in outputs if os.path.lexists(path)]
+    if there and not overwrite:
+        raise UserError(f"{there[0]}: exists already; --overwrite replaces it{hint}")
+
+
 @click.command()
 @click.argument("cuts", nargs=-1, required=True, type=click.Path(dir_okay=False))
 @click.argument("output", type=click.Path(dir_okay=False))
@@ -145,6 +156,7 @@ def _same_finder(change: LabelChange, found: Tuple[Any, ...], run: str) -> Optio
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the order in an interleaved manifest.")
 @click.option("--prefix", is_flag=True, help="Put the manifest's name before ids (interleaved manifest only).")
+@overwrite_option
 def mix(
     cuts: Tuple[str, ...],
     output: str,
@@ -153,6 +165,7 @@ def mix(
     temperature: Optional[float],
     seed: int,
     prefix: bool,
+    overwrite: bool,
 ) -> None:
     """Mix manifests CUTS for training: weights for the training configuration, or one interleaved manifest OUTPUT.
 
@@ -167,7 +180,6 @@ def mix(
 
     Prints the expected share of each manifest in the hours, and in each task's labels.
     """
-
     to_yaml = output.endswith((".yaml", ".yml"))
     if not to_yaml and not output.endswith((".jsonl", ".jsonl.gz")):
         raise UserError(f"{output}: expected a name that ends in .yaml, .jsonl or .jsonl.gz")
@@ -175,6 +187,7 @@ def mix(
         raise UserError("--weights: cannot be given together with --by or --temperature")
     if to_yaml and prefix:
         raise UserError("--prefix: changes ids, so it needs an OUTPUT of cuts (.jsonl or .jsonl.gz)")
+    _refuse_existing([output], overwrite, " (the last name is OUTPUT)")
     chosen = _numbers(weights, len(cuts)) if weights is not None else None
     with reading_bar(cuts, "count") as bar:
         counts = mixing.count_each(cuts, bar)
@@ -240,7 +253,8 @@ def _numbers(text: str, expected: int) -> List[float]:
     text_words={"type": click.IntRange(min=1)},
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Which groups go where.")
-def split(cuts: str, output_dir: Path, shares: str, seed: int, **given: Any) -> None:
+@overwrite_option
+def split(cuts: str, output_dir: Path, shares: str, seed: int, overwrite: bool, **given: Any) -> None:
     """Split CUTS into OUTPUT_DIR/cuts_train.jsonl.gz, cuts_dev.jsonl.gz and so on, without leaks.
 
     \b
@@ -251,9 +265,9 @@ def split(cuts: str, output_dir: Path, shares: str, seed: int, **given: Any) -> 
     Cuts that share a speaker (text, ..) go to the same set, also if only other cuts connect them: with several --by,
     groups are connected components. Every cut is checked for leaks once more when it is written.
     """
-
     wanted = parse_shares(shares)
     outputs = {name: output_dir / f"cuts_{name}.jsonl.gz" for name in wanted}
+    _refuse_existing(outputs.values(), overwrite)
     rule = chosen(KeyRule, given, kinds=tuple(dict.fromkeys(given["kinds"])))
     with reading_bar([cuts], "split", passes=2) as bar:
         counts = split_manifest(cuts, outputs, wanted, rule, seed, bar)
@@ -368,9 +382,9 @@ def conversations(
     """Join turns of long recordings into cuts of several turns, with real speaker changes and endpoints, in OUTPUT.
 
     TURNS: cuts that hold a recording's turns, all in one cut or one cut each (grouped by recording), or supervisions
-    with --recordings. Each turn needs a speaker and a text. Cuts end where nobody speaks, or where one turn ends
-    exactly when the next begins. Turns that are in no cut are listed, with the reason, in a file .left_out.jsonl beside
-    OUTPUT.
+    with --recordings. Each turn needs a speaker and a text; without a text (null) its words are unknown, and no cut
+    contains its speech. Cuts end where nobody speaks, or where one turn ends exactly when the next begins. Turns that
+    are in no cut are listed, with the reason, in a file .left_out.jsonl beside OUTPUT.
     """
     from tokenverse_pp.data.editing.conversations import write_conversations
 

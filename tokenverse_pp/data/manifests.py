@@ -30,6 +30,7 @@ from tokenverse_pp.data.lines import BOM, CONTROL, raw_lines, text_lines, text_o
 
 LINES = (".jsonl", ".jsonl.gz")
 FORMATS = (*LINES, ".json", ".json.gz", ".yaml", ".yaml.gz")
+ORIGINAL_RECORDING = "original_recording"  # custom field of a cut: what its recording was, if its channels were separated
 UNKNOWN = "unknown"  # the language of turns that name none
 COMPRESSION = 6  # gzip's default; lhotse's 9 takes four times as long and saves a tenth
 
@@ -311,10 +312,13 @@ def supervision_custom(supervision: Dict[str, Any], cut_id: str) -> Dict[str, An
 
 
 def recordings_of(data: Dict[str, Any]) -> Iterator[str]:
-    """The ids of the recordings of a row's cut."""
+    """The ids of the recordings of a row's cut; channels of one recording that are separate files have the same."""
     for holder in _cuts_in(data):
-        recording = holder.get("recording")
-        if isinstance(recording, dict):
+        recording, custom = holder.get("recording"), holder.get("custom")
+        original = custom.get(ORIGINAL_RECORDING) if isinstance(custom, dict) else None
+        if isinstance(original, str):
+            yield original
+        elif isinstance(recording, dict):
             yield str(recording.get("id"))
         else:
             yield from {str(sup["recording_id"]) for sup in supervisions_of(holder) if sup.get("recording_id")}

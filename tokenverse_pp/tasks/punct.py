@@ -43,6 +43,8 @@ SCRIPTS = {
     ARABIC: {",": "،", "?": "؟"},
     DEVANAGARI: {".": "।"},
 }
+COMPLETE = {"?": True, "!": True, ".": True, ":": False, ",": False}
+WAVES = "〜〰"  # dashes in Unicode, but they lengthen a vowel
 APOSTROPHES = "\u02bc\u02b9\u0640"  # letters in Unicode that are not part of a word, and the Arabic elongation
 WRITTEN = "written"  # key of supervision.custom
 
@@ -137,6 +139,26 @@ class Punctuation(Task):
     @staticmethod
     def _capitals(answer: Written) -> Dict[int, str]:
         return {position: token for position, token in answer if token not in TOKENS}
+
+
+def is_complete(text: str) -> Optional[bool]:
+    """Return whether the last sign of a written text ends a sentence; None if there is no sign.
+
+    A comma, a colon and a dash (a speaker who breaks off) do not. Quotes and brackets that close after the sign, spaces
+    and invisible characters do not count.
+
+    >>> is_complete("Oui !"), is_complete("“他说：‘好。’”"), is_complete("I think —"), is_complete("oui")
+    (True, True, False, None)
+    """
+    last = next((char for char in reversed(text) if not _may_follow_a_sign(char)), "")
+    if last in SIGN_OF:
+        return COMPLETE[SIGN_OF[last]]
+    return False if last and unicodedata.category(last) == "Pd" and last not in WAVES else None
+
+
+def _may_follow_a_sign(char: str) -> bool:
+    # German closes quotes with the sign (Pi) that opens them in English.
+    return char.isspace() or char in "\"'＂＇" or unicodedata.category(char) in ("Pe", "Pf", "Pi", "Cf")
 
 
 def read_written(written: str, words: Sequence[str]) -> Written:

@@ -5,12 +5,14 @@ import json
 import shutil
 import tarfile
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 from command_lines import run
+from lhotse import Recording
 from mini_corpora import (
     call_audio,
     make_commonvoice,
@@ -25,7 +27,8 @@ from mini_corpora import (
 from mini_runs import cuts_of
 
 from tokenverse_pp.data.corpora.common import Form, check_table
-from tokenverse_pp.data.corpora.telephone import CALLHOME_IDS, clean, find_names, read_call
+from tokenverse_pp.data.corpora.telephone import CALLHOME_IDS, clean, find_names, read_call, read_call_words
+from tokenverse_pp.data.editing.conversations import ConversationOptions, Track, conversation_cuts
 from tokenverse_pp.data.normalise import normalise
 
 
@@ -100,7 +103,7 @@ def test_sides_of_a_call_mixed_and_separate(corpora, tmp_path):
     cuts = cuts_of(tmp_path, "dev")
     assert {cut.recording.id for cut in cuts} == {"en_4067-A", "en_4067-B"}
     for cut in cuts:
-        assert cut.custom["tasks"] == ["asr", "endp", "lid"]
+        assert cut.custom["tasks"] == ["asr", "endp", "lid"] and cut.custom["original_recording"] == "en_4067"
         assert {sup.speaker[-1] for sup in cut.supervisions} == {cut.recording.id[-1]}
     left, right = (soundfile.read(tmp_path / "audio" / "dev" / f"en_4067-{side}.flac")[0] for side in "AB")
     mixed, rate = soundfile.read(corpora["callhome-english"].out / "audio" / "dev" / "en_4067.flac")
@@ -150,14 +153,52 @@ def test_turns_of_calls_with_wrong_times_are_listed(tmp_path):
     ]
     path = tmp_path / "en_1.txt"
     path.write_bytes("\n".join(lines).encode() + b"\n9.5 10 A: caf\xe9\nmore\n")
-    turns, bad = read_call(path, CALLHOME_IDS)
-    assert [(turn.id, turn.start, turn.end, turn.text) for turn in turns] == [
+    turns, bad = read_call(path, CALLHOME_IDS, 12.0)
+    known = [
         ("en_1_0A_00000", 0.5, 1.5, "one"),
         ("en_1_0A_00001", 3.0, 4.0, "two goes on"),
         ("en_1_B1_00002", 8.0, 9.0, "three"),
     ]
+    unknown = [
+        *[("en_1-line-3-B", 1.5, 3.0, None), ("en_1-line-7-A1", 4.0, 8.0, None), ("en_1-line-7-B", 4.0, 8.0, None)],
+        ("en_1-line-10-A", 9.0, 12.0, None),
+    ]
+    assert [(turn.id, turn.start, turn.end, turn.text) for turn in turns] == known + unknown
+    assert {turn.speaker for turn in turns[3:]} == {"en_1_0A", "en_1_0B", "en_1_A1"}
+    assert read_call(path, CALLHOME_IDS)[0] == turns[:-1]  # the end of the call is not known
     assert [name for name, _ in bad] == [f"{path}, line {number}" for number in (3, 4, 7, 8, 10, 11)]
     assert bad[4][1].startswith("not UTF-8") and all("expected `start end" in why for _, why in bad[:4])
+
+
+@pytest.mark.parametrize(
+    ("line", "kept"),
+    [
+        ("1.7 1.6 B: lost", ["one.", "two.", "four."]),  # between the first two
+        ("1.7 1.4 B: lost", ["two.", "four."]),
+        ("99 3.5 B: lost", ["one.", "four."]),
+        ("1,7 1.6 B: lost", ["one.", "two.", "four."]),
+    ],
+)
+def test_no_window_has_the_speech_of_a_line_with_wrong_times(tmp_path, line, kept):
+    path = tmp_path / "en_1.txt"
+
+    def texts():
+        turns, bad = read_call(path, CALLHOME_IDS, 10.0)
+        recording = Recording("en_1", [], 16000, 160000, 10.0)
+        track = Track("en_1", recording, 0, turns)
+        words = partial(read_call_words, normaliser=lambda text, _: text)
+        cuts = conversation_cuts(track, ConversationOptions(), words, lambda turn, why: None, {"tasks": ["asr"]})
+        assert len(bad) == 1
+        return [sup.text for cut in cuts for sup in cut.supervisions]
+
+    path.write_text(f"0.5 1.5 A: one.\n{line}\n3.0 4.0 A: two.\n5.0 6.0 B: four.\n")
+    assert texts() == kept
+    # A line that is not UTF-8 may continue the turn before it.
+    path.write_bytes(b"0.5 1.5 A: one.\n3.0 4.0 A: two.\ncaf\xe9\n5.0 6.0 B: four.\n")
+    assert texts() == ["one.", "four."]
+    # Without room between its neighbours, it overlaps one of them.
+    path.write_text("0.5 1.5 A: one.\n9 8 B: lost\n1.5 4.0 A: two.\n5.0 6.0 B: four.\n")
+    assert texts() == ["four."]
 
 
 def test_turns_of_calls_may_lack_the_colon(tmp_path):

@@ -6,11 +6,12 @@ lhotse's recipes, which silently drop, cut off or join turns whose lines or time
 
 from __future__ import annotations
 
+import math
 import re
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Set, Tuple
 
 from lhotse.supervision import SupervisionSegment
 
@@ -41,6 +42,7 @@ from tokenverse_pp.data.editing.conversations import (
     TurnWords,
 )
 from tokenverse_pp.data.lines import number_of, raw_lines, text_of
+from tokenverse_pp.data.manifests import ORIGINAL_RECORDING
 from tokenverse_pp.data.normalise import NORMALISERS, Normaliser
 
 CALLHOME_SPLITS = {"train": "train", "dev": "devtest", "test": "evaltest"}
@@ -62,6 +64,7 @@ _FOREIGN = re.compile(r"<\s*[A-Za-z?][^>]*>?")
 _GUESS = re.compile(r"\(\(\s*(.*?)\s*\)\)")
 _SIGNS = re.compile(r"[%*+#/~^@]")
 _NAME = "&"
+SHORTEST = 0.1  # seconds that a line lasts at least
 NAME_TYPE = "NAME"
 
 
@@ -92,7 +95,7 @@ def read_call_words(
         names: label proper names, as marked by the transcribers, as entities.
         written: also return the written text.
     """
-    text = clean(turn.text or "", keep_names=names)
+    text = None if turn.text is None else clean(turn.text, keep_names=names)
     if text is None:
         return TurnWords(None)
     complete = {".": True, "?": True, "!": True, ",": False, "-": False}.get(text[-1:])
@@ -208,6 +211,7 @@ EVAL2000_IDS = ("{call}-{side}", "{call}-{number}")
 _TURN = re.compile(r"([0-9.]+)\s+([0-9.]+)\s+([AB][0-9]*)(?:\s*:|(?=\s|$))(.*)", re.DOTALL)
 _NUMBER = r"[-+.,]*[0-9][-+.,0-9]*"
 _LIKE_A_TURN = re.compile(rf"{_NUMBER}\s+{_NUMBER}(?![^\s:])|[-+.,0-9]\S*\s+[-+.,0-9]\S*\s+[A-Za-z]\w*\s*:")
+_SIDE = re.compile(r"([-+.,0-9]\S*)\s+([-+.,0-9]\S*)\s+([AB][0-9]*)\s*:")  # of a line with wrong times
 
 
 def _calls(name: str, speech: Path, texts: Path, ids: Tuple[str, str], jobs: int) -> CorpusPart:
@@ -215,17 +219,25 @@ def _calls(name: str, speech: Path, texts: Path, ids: Tuple[str, str], jobs: int
     audio = {path.stem: path for path in sorted(speech.rglob("*")) if path.suffix.lower() == ".sph"}
     calls = {path.stem: path for path in sorted(texts.rglob("*.txt"))}
     rows = (Clip(call, audio[call], "", "en") if call in audio else (call, NO_AUDIO) for call in calls)
-    return with_turns(part_of(name, "en", rows, jobs), lambda call, _: read_call(calls[call], ids))
+    return with_turns(part_of(name, "en", rows, jobs), lambda call, seconds: read_call(calls[call], ids, seconds))
 
 
-def read_call(path: Path, ids: Tuple[str, str]) -> Tuple[List[SupervisionSegment], List[LeftOutRow]]:
+def read_call(
+    path: Path, ids: Tuple[str, str], duration: float = math.inf
+) -> Tuple[List[SupervisionSegment], List[LeftOutRow]]:
     """Return the turns of a transcript, lines ``start end side: words``, and the lines that cannot be read.
 
     The colon may be missing. A line without times continues the line before it. lhotse's recipes silently drop a turn
-    with wrong times, and read its further lines, or all of it, as words of the previous turn.
+    with wrong times, and read its further lines, or all of it, as words of the previous turn. Here, its speech is a
+    turn without text between the lines before and after it, so that no window contains it.
+
+    Args:
+        duration: seconds of the call; infinite if they are not known, and lines after the last turn then have no turn.
     """
     turns: List[SupervisionSegment] = []
+    unknown: List[SupervisionSegment] = []
     bad: List[LeftOutRow] = []
+    lost = LostLines(path.stem, ids[0], duration)
     open_turn: Optional[SupervisionSegment] = None
     for number, raw in raw_lines(path):
         where = f"{path}, line {number}"
@@ -233,6 +245,11 @@ def read_call(path: Path, ids: Tuple[str, str]) -> Tuple[List[SupervisionSegment
             line = text_of(raw, "").strip()
         except UserError as error:
             bad.append((where, str(error).lstrip(": ")))
+            line = raw.decode("utf-8", "replace").strip()
+            if open_turn is not None and not _LIKE_A_TURN.match(line):
+                open_turn.text = None  # it continues there
+            else:
+                lost.add(number, _SIDE.match(line))
             open_turn = None
             continue
         if not line or line.startswith("#"):
@@ -244,13 +261,62 @@ def read_call(path: Path, ids: Tuple[str, str]) -> Tuple[List[SupervisionSegment
             speaker, name = (form.format(**about) for form in ids)
             text = " ".join(match[4].split())
             open_turn = SupervisionSegment(name, path.stem, start, round(end - start, 8), text=text, speaker=speaker)
+            unknown += lost.before(open_turn)
             turns.append(open_turn)
         elif open_turn is not None and not _LIKE_A_TURN.match(line):
             open_turn.text = " ".join([open_turn.text or "", *line.split()]).strip()
         else:
             bad.append((where, f"expected `start end side: words`, the end after the start, found {line[:60]!r}"))
+            if not lost.sides or match is not None or _LIKE_A_TURN.match(line):  # else it continues a lost line
+                lost.add(number, match or _SIDE.match(line))
             open_turn = None
-    return turns, bad
+    return [*turns, *unknown, *lost.before(None)], bad
+
+
+@dataclass
+class LostLines:
+    """The lines that cannot be read since the last turn of a call: their sides, and times as far as they have any."""
+
+    call: str
+    form: str  # of speakers
+    duration: float
+    last: Optional[SupervisionSegment] = None
+    number: int = 0
+    sides: Set[str] = field(default_factory=set)
+    times: List[float] = field(default_factory=list)
+
+    def add(self, number: int, match: Optional[re.Match[str]]) -> None:
+        """Add a line; without a match it may be of either side."""
+        self.number = self.number if self.sides else number
+        self.sides |= {match[3]} if match is not None else {"A", "B"}
+        found = (number_of(match[1]), number_of(match[2])) if match is not None else ()
+        self.times += [time for time in found if time is not None]
+
+    def before(self, turn: Optional[SupervisionSegment]) -> List[SupervisionSegment]:
+        """Return a turn without text for each side of the lines before this turn (None: the end), and forget the lines.
+
+        It lasts from the end of the turn before the lines to the start of this turn, and includes what times the lines
+        have in the two. If that is too short for speech, the lines must overlap one of the two, and it overlaps both.
+        """
+        first, last = self.last, turn
+        sides, times, self.sides, self.times, self.last = sorted(self.sides), self.times, set(), [], turn
+        earliest, start = (0.0, 0.0) if first is None else (first.start, first.end)
+        end, latest = (self.duration, self.duration) if last is None else (last.start, last.end)
+        inside = [time for time in times if earliest <= time <= latest]
+        begin, stop = min([start, *inside]), max([end, *inside])
+        if stop - begin < SHORTEST:
+            begin, stop = min(start, end) - SHORTEST, max(start, end) + SHORTEST
+        begin, stop = max(begin, 0.0), min(stop, self.duration)
+        return [
+            SupervisionSegment(
+                id=f"{self.call}-line-{self.number}-{side}",
+                recording_id=self.call,
+                start=begin,
+                duration=round(stop - begin, 8),
+                speaker=self.form.format(call=self.call, side=side),
+            )
+            for side in (sides if begin < stop < math.inf else ())
+        ]
 
 
 def _holding(folder: Path, part: str) -> Path:
@@ -265,7 +331,8 @@ def side_tracks(part: CorpusPart, folder: Path, jobs: int) -> Iterator[Track]:
     for name, turns in turns_by_recording(part).items():
         for channel, recordings in enumerate(sides):
             recording = recordings[name]
-            yield Track(recording.id, recording, 0, [turn for turn in turns if side_of(turn) == channel])
+            here = [turn for turn in turns if side_of(turn) == channel]
+            yield Track(recording.id, recording, 0, here, {ORIGINAL_RECORDING: name})
 
 
 def _check_names(folder: Path) -> None:

@@ -4,10 +4,10 @@
 
 1. **Overlapping turns of one speaker** are joined (inexact times in the corpus; the label schema allows one turn of a
    speaker at a time).
-2. **Endpoints.** In a punctuated corpus a turn ends in a semantic endpoint if its transcript ends in ``. ? !``, but
-   not if it ends in a comma, a dash or nothing. Without punctuation, a turn ends in an endpoint if the speaker is
-   silent for ``pause`` seconds or another speaker begins first. A window with such an endpoint is marked
-   ``label_source: {"endp": "machine:pause"}``, because a rule made the label.
+2. **Endpoints.** In a punctuated corpus a turn ends in a semantic endpoint if its transcript ends in ``. ? !`` or such
+   a mark of another script, but not if it ends in a comma, a colon, a dash or nothing. Without punctuation, a turn ends
+   in an endpoint if the speaker is silent for ``pause`` seconds or another speaker begins first. A window with such an
+   endpoint is marked ``label_source: {"endp": "machine:pause"}``, because a rule made the label.
 3. **Blocks.** Turns that overlap in time cannot be separated: audio cut between them would contain speech that is not
    in the text. A block is a run of turns without a silence or a clean change of speakers inside.
 4. **Overlapping speech** is serialised: turns are written one after the other by start time (serialised output
@@ -40,6 +40,7 @@ from tokenverse_pp.data.corpora.common import LeftOut, Say, stem, write_checked_
 from tokenverse_pp.data.labels import LABEL_SOURCE, MACHINE, TOLERANCE, type_problems
 from tokenverse_pp.data.manifests import load_kind, read_cuts, shortened
 from tokenverse_pp.data.normalise import NORMALISERS
+from tokenverse_pp.tasks.punct import is_complete
 from tokenverse_pp.tasks.registry import REGISTRY
 
 MILLISECOND = 0.001  # windows begin and end on whole milliseconds
@@ -67,9 +68,9 @@ class ConversationOptions:
     margin: float = 0.2
     """Silence (s) kept before and after a window, at most half of each silence."""
     endpoints: EndpointRule = "auto"
-    """Where a turn ends in a semantic endpoint. punctuation: where its transcript ends in . ? !; pause: where the
-    speaker then says nothing for --pause seconds or another speaker begins first; auto: by punctuation for a turn whose
-    text ends in a mark, otherwise by pause."""
+    """Where a turn ends in a semantic endpoint. punctuation: where its transcript ends in . ? ! or such a mark of
+    another script, and not in a comma, colon or dash; pause: where the speaker then says nothing for --pause seconds or
+    another speaker begins first; auto: by punctuation for a turn whose text ends in a mark, otherwise by pause."""
     pause: float = 0.5
     """Pause in seconds for --endpoints."""
     overlaps: OverlapRule = "keep"
@@ -520,18 +521,22 @@ def _load(path: Path, kind: type):  # type: ignore[no-untyped-def]  # RecordingS
 
 
 def read_words(turn: SupervisionSegment, normaliser: str, language: Optional[str]) -> TurnWords:
-    """Return the words of a turn. Its label ``endpoint``, or else the mark at its end, tells if it is complete."""
+    """Return the words of a turn. Its label ``endpoint``, or else the mark at its end, tells if it is complete.
+
+    A turn without the field ``text`` was not transcribed: its words are unknown. An empty text says that it has none.
+    """
+    if turn.text is None:
+        return TurnWords(None)
     custom = turn.custom or {}
     try:
-        text = NORMALISERS[normaliser](turn.text or "", turn.language or language)
+        text = NORMALISERS[normaliser](turn.text, turn.language or language)
     except UserError as error:
         raise UserError(f"supervision {turn.id}: --normaliser {normaliser}: {error}") from None
     if custom.get("entities") and text != turn.text:
         raise UserError(f"supervision {turn.id}: --normaliser {normaliser} would move its entities")
-    last = (turn.text or "").rstrip()[-1:]
     endpoint = custom.get("endpoint")
-    signs = True if last in (".", "?", "!", "…") else False if last in (",", ";", ":", "-") else None
-    return TurnWords(text, endpoint if isinstance(endpoint, bool) else signs, custom.get("entities"))
+    complete = endpoint if isinstance(endpoint, bool) else is_complete(turn.text)
+    return TurnWords(text, complete, custom.get("entities"))
 
 
 def write_conversations(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
 import subprocess
+import unicodedata
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -94,6 +96,7 @@ class AudioFinder:
         self._open = lru_cache(maxsize=4096)(_open)
         self._rewrite = lru_cache(maxsize=4096)(self._rewritten)
         self._listing = lru_cache(maxsize=64)(_listing)
+        self._forms = lru_cache(maxsize=64)(_forms)
 
     def recording(self, row: Row) -> Tuple[Recording, int]:
         """Return the recording of a row and its channel, counted from 0.
@@ -113,6 +116,15 @@ class AudioFinder:
         if isinstance(written, str):
             raise BadRow(written)
         return written, 0
+
+    def original(self, row: Row) -> Optional[str]:
+        """Return the id that the recording of a row had before its channels were written to files; None if it has it.
+
+        Raises:
+            BadRow: see `recording`.
+        """
+        _, name = self._source(row.audio, row.recording, row.id)
+        return None if self.recording(row)[0].id == name else name
 
     def file(self, row: Row) -> Optional[str]:
         """Return the file (or command) of a row, with all its channels; None if there is none."""
@@ -154,7 +166,19 @@ class AudioFinder:
                 f"field 'audio': {shown(given)} lies outside of {self.folder}; --audio-dir names another folder, "
                 "`--audio-dir /` takes any path"
             )
-        return path
+        return self._stored(path)
+
+    def _stored(self, path: Path) -> Path:
+        """Return a path with the names that its folders have: letters may be decomposed there (``é``), or only here."""
+        if os.path.lexists(path):
+            return path
+        found = next((folder for folder in self._folders() if folder in path.parents), path)
+        for part in path.relative_to(found).parts:
+            if not part.isascii() and not os.path.lexists(found / part):
+                same = self._forms(found).get(unicodedata.normalize("NFC", part), [])
+                part = same[0] if len(same) == 1 else part
+            found = found / part
+        return found
 
     def _named(self, recording: str) -> Tuple[Path, str]:
         """Return the file of a recording and its name, percent-decoded if there is no file with the given name."""
@@ -173,13 +197,16 @@ class AudioFinder:
     def _by_name(self, name: str) -> Path:
         """Return the audio file of a recording: its name with the first existing extension of `ENDINGS` (any case).
 
-        A file whose name differs in case is used only if there is no exact match.
+        A file whose name differs in case is used only if there is no exact match, and one whose letters are composed
+        in another way (``é``) only if there is no such file either.
         """
         given = self._inside(name)
         if given.suffix.lower() in ENDINGS and os.path.isfile(given):
             return given
         listing = self._listing(given.parent) if given not in self._folders() else {}
-        for key, kind in ((given.name, "exact"), (given.name.casefold(), "any case")):
+        any_case = given.name.casefold()
+        any_form = unicodedata.normalize("NFC", any_case)
+        for key, kind in ((given.name, "exact"), (any_case, "any case"), (any_form, "any form")):
             found = [item for item in listing.get((kind, key), []) if os.path.isfile(given.parent / item)]
             best = min((ENDINGS.index(os.path.splitext(item)[1].lower()) for item in found), default=-1)
             files = [item for item in found if os.path.splitext(item)[1].lower() == ENDINGS[best]]
@@ -213,7 +240,7 @@ class AudioFinder:
 
 
 def _listing(folder: Path) -> Dict[Tuple[str, str], List[str]]:
-    """Return the audio files of a folder by name without extension, in exact case and case-folded."""
+    """Return the audio files of a folder by name without extension: as it is, case-folded, and composed as well."""
     names: Dict[Tuple[str, str], List[str]] = {}
     try:
         found = sorted(os.listdir(folder))
@@ -224,6 +251,16 @@ def _listing(folder: Path) -> Dict[Tuple[str, str], List[str]]:
         if ending.lower() in ENDINGS:
             names.setdefault(("exact", stem), []).append(item)
             names.setdefault(("any case", stem.casefold()), []).append(item)
+            names.setdefault(("any form", unicodedata.normalize("NFC", stem.casefold())), []).append(item)
+    return names
+
+
+def _forms(folder: Path) -> Dict[str, List[str]]:
+    """Return the names in a folder by their composed form (NFC)."""
+    names: Dict[str, List[str]] = {}
+    with contextlib.suppress(OSError):
+        for item in sorted(os.listdir(folder)):
+            names.setdefault(unicodedata.normalize("NFC", item), []).append(item)
     return names
 
 

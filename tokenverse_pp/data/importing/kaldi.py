@@ -17,6 +17,7 @@ from tokenverse_pp.data.importing.rows import (
     Row,
     RowOrRejected,
     expect,
+    lines_of,
     read_records,
     records_of,
     seconds,
@@ -30,8 +31,9 @@ def read_kaldi(folder: Path) -> Iterator[RowOrRejected]:
     """Yield a row for each line of ``segments``, or of ``wav.scp`` if there are no segments.
 
     A pipe in wav.scp is passed on; whether it may run is decided when the audio is opened. Lines of text, utt2spk and
-    utt2lang that name no utterance are rejected. An utterance with an empty line of text is also rejected, as
-    harmless: it has no words that a cut of its recording could miss.
+    utt2lang that name no utterance are rejected; if there are segments, words of such a line may be in any recording.
+    An utterance with an empty line of text is also rejected, as harmless: it has no words that a cut of its recording
+    could miss.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: expected a Kaldi data folder with wav.scp")
@@ -68,10 +70,12 @@ def read_kaldi(folder: Path) -> Iterator[RowOrRejected]:
             yield Rejected(text[item.id][0], f"utterance {item.id!r}: its text is empty", harmless=True)
         else:
             yield Rejected(item.place, no_text, item) if has_text and item.text is None else item
+    known = _utterances(segments)
     for table in (text, speakers, languages):
         for key, (place, _) in table.items():
             if key not in seen:
-                yield Rejected(place, f"there is no utterance {key!r}", harmless=True)
+                is_heard = table is text and known and key not in known and _get(text, key) is not None
+                yield Rejected(place, f"there is no utterance {key!r}", harmless=not is_heard)
 
 
 def read_wav_scp(path: Path) -> Tuple[Dict[str, Union[Row, Rejected]], List[Rejected]]:
@@ -103,6 +107,12 @@ def _table(path: Path, bad: List[Rejected], needed: bool = False) -> Table:
 def _get(table: Table, key: str) -> Optional[str]:
     """Return a table's text for a name; None if it is missing, empty or only Unicode spaces."""
     return table[key][1] if key in table and table[key][1].strip() else None
+
+
+def _utterances(path: Path) -> Set[str]:
+    """Return the names of the utterances in ``segments``, including those whose line is rejected."""
+    lines = (line for _, line in lines_of(path) if isinstance(line, str)) if path.is_file() else ()
+    return {name for line in lines for name in fields(line)[:1]}
 
 
 def _segments(path: Path) -> Iterator[RowOrRejected]:

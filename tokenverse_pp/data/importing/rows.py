@@ -6,11 +6,13 @@ turns of a recording.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
 import shutil
 import tempfile
+import unicodedata
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from dataclasses import dataclass, field
@@ -141,13 +143,27 @@ def shown(value: Any) -> str:
 
 
 def files_of(path: Path, endings: Sequence[str]) -> List[Path]:
-    """Return a file itself, or all files below a folder with these extensions, sorted (raises UserError if none)."""
+    """Return a file itself, or all files below a folder with these extensions, also followed by ``.gz``, sorted.
+
+    Raises:
+        UserError: if there is none, or a file is there with and without ``.gz``.
+    """
     if not path.is_dir():
         return [path]
-    found = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in endings)
+    found = sorted(p for p in path.rglob("*") if p.is_file() and unpacked(p).suffix.lower() in endings)
     if not found:
-        raise UserError(f"{path}: no file in it ends in {' or '.join(endings)}")
+        raise UserError(f"{path}: no file in it ends in {' or '.join(endings)} (or that and .gz)")
+    first: Dict[Path, Path] = {}
+    for file in found:
+        other = first.setdefault(unpacked(file), file)
+        if other is not file:  # its lines would count twice
+            raise UserError(f"{file}: expected one of it and {other}")
     return found
+
+
+def unpacked(path: Path) -> Path:
+    """Return a path without ``.gz`` at its end."""
+    return path.with_suffix("") if path.suffix.lower() == ".gz" else path
 
 
 def lines_of(path: Path) -> Iterator[Tuple[Place, Union[str, Rejected]]]:
@@ -347,7 +363,12 @@ def decoded_name(name: str) -> str:
 
 def recording_key(row: Row) -> str:
     """Return the key to find a row's words and speakers: the name of its recording, or else of its audio file."""
-    return decoded_name(row.recording or Path(row.audio or "").stem)
+    return name_key(row.recording or Path(row.audio or "").stem)
+
+
+def name_key(name: str) -> str:
+    """Return a recording's name decoded and composed, as file systems and editors decompose letters (``é``)."""
+    return unicodedata.normalize("NFC", decoded_name(name))
 
 
 class _Files:
@@ -374,9 +395,10 @@ class Words:
 
     def __init__(self, words: Iterable[ImportedWord]):
         self._files = _Files()
+        self._asked: Dict[str, Dict[Tuple[Optional[str], Optional[str]], Row]] = {}  # a turn of each file and channel
         self.by_recording: Dict[str, List[ImportedWord]] = {}
         for word in words:
-            self.by_recording.setdefault(decoded_name(word.recording), []).append(word)
+            self.by_recording.setdefault(name_key(word.recording), []).append(word)
         for found in self.by_recording.values():
             found.sort(key=lambda word: word.middle)
         self._middles = {name: [word.middle for word in found] for name, found in self.by_recording.items()}
@@ -387,10 +409,24 @@ class Words:
         Raises:
             BadRow: if one of these words cannot be used, or the words may belong to another file.
         """
-        if recording_key(row) in self.by_recording:
+        mine = self._taken(row)
+        bad = next((word for word in mine if word.problem is not None), None)
+        if bad is not None:
+            raise BadRow(f"{bad.place}: {bad.problem}")
+        row.text = " ".join(word.text for word in mine) or None
+
+    def pass_by(self, row: Row) -> None:
+        """Take the words of a turn that has a text of its own, so that no other turn gets them."""
+        with contextlib.suppress(BadRow):  # they may belong to another file
+            self._taken(row)
+
+    def _taken(self, row: Row) -> List[ImportedWord]:
+        """Return the unused words whose middle lies in a turn, which are used now (raises BadRow)."""
+        key = recording_key(row)
+        if key in self.by_recording:
             self._files.check(row)
-        words = self.by_recording.get(recording_key(row), [])
-        middles = self._middles.get(recording_key(row), [])
+            self._asked.setdefault(key, {}).setdefault((row.audio, row.channel), row)
+        words, middles = self.by_recording.get(key, []), self._middles.get(key, [])
         first = bisect_left(middles, row.start or 0.0)
         last = bisect_right(middles, row.end) if row.end is not None else len(words)
         mine = [
@@ -400,18 +436,21 @@ class Words:
         ]
         for word in mine:
             word.used = True
-        bad = next((word for word in mine if word.problem is not None), None)
-        if bad is not None:
-            raise BadRow(f"{bad.place}: {bad.problem}")
-        row.text = " ".join(word.text for word in mine) or None
+        return mine
 
     def unused(self) -> Iterator[Rejected]:
-        """Yield the words that lie in no turn."""
-        for words in self.by_recording.values():
+        """Yield the words that lie in no turn. A cut of their whole recording, if it has turns, would lack them."""
+        for key, words in self.by_recording.items():
+            asked = list(self._asked.get(key, {}).values())
             for word in words:
-                if not word.used:
-                    reason = f"word {shown(word.text)} at {word.start:.3f} s lies in no turn"
-                    yield Rejected(word.place, reason, harmless=True)
+                if word.used:
+                    continue
+                row = next((turn for turn in asked if same_channel(turn.channel, word.channel)), None)
+                row = row or next(iter(asked), None)
+                if row is not None:
+                    row = Row(word.place, "", row.recording, row.audio, word.channel, word.start)
+                reason = f"word {shown(word.text)} at {word.start:.3f} s lies in no turn"
+                yield Rejected(word.place, reason, row, harmless=row is None)
 
     def turns(self, pause: float) -> Iterator[RowOrRejected]:
         """Yield turns made of words alone; a turn with a bad word is rejected.

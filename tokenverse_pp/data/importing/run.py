@@ -39,7 +39,7 @@ from tokenverse_pp.data.importing.rows import (
 from tokenverse_pp.data.importing.sources import RECORDING, ImportOptions, check_paths, rows_of
 from tokenverse_pp.data.labels import check_cut
 from tokenverse_pp.data.lines import NameSet
-from tokenverse_pp.data.manifests import check_output, writing_rows
+from tokenverse_pp.data.manifests import ORIGINAL_RECORDING, check_output, writing_rows
 
 
 def by_recording(items: Iterable[Tuple[str, float, RowOrRejected]]) -> Iterator[List[RowOrRejected]]:
@@ -354,7 +354,11 @@ class _Import:
                 turns.append(self._turn(row, recording, channel, start, end, begin))
             except BadRow as error:
                 raise BadTurn(str(error), i) from None
-        cut = MonoCut(name, begin, duration, channel, turns, recording=recording, custom={"tasks": tasks_of(rows)})
+        custom: Dict[str, Any] = {"tasks": tasks_of(rows)}
+        original = self.finder.original(rows[0])
+        if original is not None:
+            custom[ORIGINAL_RECORDING] = original
+        cut = MonoCut(name, begin, duration, channel, turns, recording=recording, custom=custom)
         problems = check_cut(cut)
         if problems:
             match = _TURN.match(problems[0])

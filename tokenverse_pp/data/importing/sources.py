@@ -9,7 +9,7 @@ from typing import Any, Callable, Dict, Iterable, Iterator, List, Literal, Mappi
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.importing.audio import AudioFinder, AudioOut
-from tokenverse_pp.data.importing.fields import AS_IT_IS, FieldMap, fill, read_inline
+from tokenverse_pp.data.importing.fields import AS_IT_IS, FieldMap, fill, finish_text, read_inline
 from tokenverse_pp.data.importing.kaldi import read_kaldi, read_wav_scp
 from tokenverse_pp.data.importing.nist import read_ctm, read_rttm, read_stm
 from tokenverse_pp.data.importing.rows import (
@@ -21,6 +21,7 @@ from tokenverse_pp.data.importing.rows import (
     Speakers,
     Words,
     decoded_name,
+    shown,
 )
 from tokenverse_pp.data.importing.subtitles import read_subtitles
 from tokenverse_pp.data.importing.tables import is_hub_name, read_dataset, read_recordings, read_table
@@ -61,7 +62,8 @@ class ImportOptions:
     repeats: Literal["auto", "drop", "keep"] = "auto"
     """Cues and lines that repeat the previous cue: auto drops them in live captions that echo or roll."""
     rttm: Optional[Path] = None
-    """Alone: the turns. With another source: the speakers of its turns."""
+    """Alone: the turns, with the words of its LEXEME lines unless --ctm gives words. With another source: the speakers of
+    its turns."""
     ctm: Optional[Path] = None
     """Words with times, for turns without text. Alone: turns are made of these words."""
     nist_notation: Literal["refuse", "resolve", "keep"] = "refuse"
@@ -149,8 +151,9 @@ def rows_of(options: ImportOptions, audio_out: AudioOut, finder: AudioFinder) ->
     recordings, bad = _recordings(options)
     rttm: List[object] = list(read_rttm(options.rttm, options.nist_notation)) if options.rttm is not None else []
     ctm: List[object] = list(read_ctm(options.ctm, options.nist_notation)) if options.ctm is not None else []
-    # LEXEME lines of an RTTM file are used only if it gives the turns.
-    timed = [item for item in [*(rttm if turns == "rttm" else ()), *ctm] if isinstance(item, ImportedWord)]
+    # LEXEME lines of an RTTM file are used only if it gives the turns, and no CTM has the same words.
+    lexemes = rttm if turns == "rttm" and options.ctm is None else ()
+    timed = [item for item in [*lexemes, *ctm] if isinstance(item, ImportedWord)]
     if turns != "ctm":
         for item in ctm:  # speaker names may differ between files
             if isinstance(item, ImportedWord):
@@ -184,25 +187,43 @@ def rows_of(options: ImportOptions, audio_out: AudioOut, finder: AudioFinder) ->
             fill(row, options.constants)
         if isinstance(item, Row):
             try:
-                if speakers is not None:
-                    speakers.give(item)
-                if words is not None and item.text is None:
-                    words.give(item)
-                if options.inline is not None and item.text is not None:
-                    if item.entities is not None:
-                        raise BadRow("field 'entities': given twice, by themselves and as marks in the text")
-                    item.text, item.entities = read_inline(item.text, options.inline)
+                known = [told.speaker if isinstance(told, Row) else None, options.constants.get("speaker")]
+                _complete(item, speakers, words, known, options.inline)
             except BadRow as error:
                 item = Rejected(item.place, str(error), item)
         if row is not None and recordings:
             row.recording = _name_in(recordings, row)  # last, as other files are searched by the original name
-        if turns == "subtitles" and isinstance(item, Row) and item.text is None:
+        if turns == "subtitles" and isinstance(item, Row) and not _has_words(item, options.normaliser):
             # No cut is incomplete without an empty cue.
-            item = Rejected(item.place, "field 'text': expected words, found nothing", item, harmless=True)
+            found = "nothing" if item.text is None else shown(item.text)
+            item = Rejected(item.place, f"field 'text': expected words, found {found}", item, harmless=True)
         yield item
-    for more in (words, speakers):
-        if more is not None:
-            yield from more.unused()
+    for item in words.unused() if words is not None else ():
+        # Words of a recording without audio are in no cut.
+        has_audio = item.row is not None and finder.file(item.row) is not None
+        yield item if has_audio else replace(item, harmless=True)
+    if speakers is not None:
+        yield from speakers.unused()
+
+
+def _complete(
+    row: Row, speakers: Optional[Speakers], words: Optional[Words], known: List[Optional[str]], inline: Optional[str]
+) -> None:
+    """Set the speaker, words and marked entities of a turn (raises BadRow); ``known``: speakers if the RTTM has none."""
+    if speakers is not None:
+        speakers.give(row)
+        row.speaker = next((name for name in [row.speaker, *known] if name is not None), None)
+    if words is not None:
+        (words.give if row.text is None else words.pass_by)(row)
+    if inline is not None and row.text is not None:
+        if row.entities is not None:
+            raise BadRow("field 'entities': given twice, by themselves and as marks in the text")
+        row.text, row.entities = read_inline(row.text, inline)
+
+
+def _has_words(row: Row, normaliser: str) -> bool:
+    """Whether words are left of a text: of ``♪`` the normalisers ``words`` and ``cased`` leave none, in any language."""
+    return bool(row.text and finish_text(row.text, None, normaliser)[0])
 
 
 def _turns(

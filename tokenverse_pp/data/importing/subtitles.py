@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, Iterator, List, Optional, Sequence, Union
 
-from tokenverse_pp.data.importing.rows import BadRow, Place, Rejected, Row, RowOrRejected, files_of, safe_id, shown
+from tokenverse_pp.data.importing.rows import BadRow, Place, Rejected, Row, RowOrRejected, files_of, safe_id, shown, unpacked
 from tokenverse_pp.data.importing.subtitle_cues import Cue, Lost, cues_of
 
 ATTRIBUTES = r"(?:\s+[\w:-]+\s*=\s*(?:\"[^\"<>]*\"|'[^'<>]*'|[^\s\"'<>]+))*\s*/?"
@@ -160,7 +160,7 @@ def read_subtitles(path: Path, repeats: str = AUTO) -> Iterator[RowOrRejected]:
     """
     files: Dict[str, Path] = {}
     for file in files_of(path, (".srt", ".vtt")):
-        recording = Path(file.name[:-3] if file.name.lower().endswith(".gz") else file.name).stem
+        recording = unpacked(file).stem
         other = files.setdefault(recording, file)
         if other is file:
             yield from _rows(file, recording, repeats)

@@ -22,6 +22,7 @@ from tokenverse_pp.data.importing.rows import (
     lines_of,
     safe_id,
     shown,
+    unpacked,
 )
 from tokenverse_pp.tasks.result import Transcript
 
@@ -52,7 +53,7 @@ def read_transcripts(path: Path) -> Iterator[RowOrRejected]:
 def _texts(file: Path) -> Iterator[Tuple[Place, Union[str, Rejected]]]:
     """The JSON texts of a file, each with the line at which it begins."""
     lines = ((place, line) for place, line in lines_of(file) if isinstance(line, Rejected) or line.strip())
-    if file.suffix.lower() in JSON_LINES:
+    if unpacked(file).suffix.lower() in JSON_LINES:
         yield from lines
         return
     found = list(lines)
