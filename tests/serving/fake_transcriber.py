@@ -40,6 +40,8 @@ class FakeTranscriber:
     def open(self, tasks=None, name=None, search=None, pauses=None):
         self.threads.add(threading.current_thread().name)
         self.searches.append(search)
+        if search is not None and "xx" in (search.languages or ()):
+            raise UserError(f"{name}: the model does not write [XX]")
         tasks = TASKS if tasks is None else tuple(tasks)
         return SimpleNamespace(tasks=tasks, buffer=np.zeros(0, np.float32), heard=0, partial="", said=[], closed=False)
 

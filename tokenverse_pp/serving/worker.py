@@ -214,6 +214,12 @@ class Worker:
                 if self._stopping:
                     return
             done = self._do(batch)
+            # Before the next batch: a stream that failed must not be batched with others. The event loop, which drops
+            # it too, may come too late.
+            with self._changed:
+                for feed, what in done:
+                    if what.problem is not None:
+                        self._feeds.pop(feed, None)
             try:
                 self._loop.call_soon_threadsafe(_deliver, done)
             except RuntimeError:  # the loop is closed
