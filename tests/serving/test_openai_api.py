@@ -2,11 +2,13 @@
 
 import asyncio
 import dataclasses
+import gc
 import http.client
 import io
 import json
 import random
 import sys
+import weakref
 from importlib.util import find_spec
 
 import numpy as np
@@ -287,6 +289,40 @@ async def test_what_nobody_waits_for_is_not_decoded():
         while server.uploads.entered:
             await asyncio.sleep(0.005)
     assert recognizer.batches == [1]
+
+
+async def until(condition):
+    """Wait for something that is about to happen."""
+
+    async def wait():
+        while not condition():
+            await asyncio.sleep(0.005)
+
+    await asyncio.wait_for(wait(), 30)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_client_that_leaves_gives_its_place_to_another(stream, monkeypatch):
+    """It is not in the queue any more, and neither is its file, while the model still decodes the one before it."""
+    monkeypatch.setattr("tokenverse_pp.serving.openai_api.LOOK_SECONDS", 0.005)
+    model, recognizer = fake_model()
+    async with serving(model=model, uploads=2) as server:
+        leaves = (tone(2, 0.2), {"stream": True} if stream else {})
+        first, gone = await held(server, recognizer, (tone(1, 0.2), {}), leaves)
+        file = weakref.ref(server.uploads._jobs[0].heard)
+        gone.cancel()
+        await until(lambda: server.uploads.entered == 1)
+        assert not server.uploads.waiting
+        gc.collect()
+        assert file() is None
+        other = asyncio.ensure_future(transcribed(server, wav(tone(3, 0.2))))
+        await until(lambda: server.uploads.waiting == 1)
+        # One that is decoded already gives its place back too.
+        first.cancel()
+        await until(lambda: server.uploads.entered == 1)
+        recognizer.gate.set()
+        assert (await other).text == "v3 v3"
+    assert recognizer.batches == [1, 1]
 
 
 async def test_a_server_that_stops_answers_what_waits():

@@ -43,6 +43,7 @@ MOST_FIELD = 16384  # bytes of a field other than the file
 MOST_PARTS = 32
 PIECE = 1 << 16
 PING_SECONDS = 10.0  # between comments in a stream of events while there are no events
+LOOK_SECONDS = 1.0  # between looks whether the client of an upload has left
 KINDS = {"srt": "text/plain", "text": "text/plain", "vtt": "text/vtt"}
 # The HTTP status, `type` and `code` for each kind of `UploadError`.
 UPLOAD_ERRORS = {
@@ -398,6 +399,7 @@ class OpenAIApi:
                     on_text=texts.put_nowait if wanted.stream else None,
                 )
                 del form  # the file, which may be large
+                looking = asyncio.ensure_future(_look_for(request, job))
                 try:
                     if wanted.stream:
                         job.done.add_done_callback(lambda _: texts.put_nowait(None))
@@ -406,6 +408,9 @@ class OpenAIApi:
                         response = to_response(await job.done, wanted, model)
                 except UploadError as error:
                     raise (_api_error(error, param) if error.kind == "options" else error) from None
+                finally:
+                    looking.cancel()
+                    self.server.uploads.discard(job)  # the client may have left before its turn
                 self.server.monitor.upload_latency.observe(time.monotonic() - began)
                 self.server.monitor.audio.labels("upload").inc(job.seconds)
                 return response
@@ -463,6 +468,18 @@ class OpenAIApi:
             await send(failure.body)
         await taken(response.write_eof())
         return response
+
+
+async def _look_for(request: web.Request, job: UploadJob) -> None:
+    """End the wait for a job when its client has left.
+
+    aiohttp tells this only by cancelling all handlers (``handler_cancellation``), those of streams included, which have
+    an ending of their own.
+    """
+    while request.transport is not None:
+        await asyncio.sleep(LOOK_SECONDS)
+    if not job.done.done():
+        job.done.set_exception(ConnectionResetError("the client has left"))
 
 
 def _param(form: UploadForm) -> Optional[str]:

@@ -225,6 +225,12 @@ class Uploads:
             self._changed.notify()
         return job
 
+    def discard(self, job: UploadJob) -> None:
+        """Remove a job from the queue, if it still waits: its file is freed, and nothing is decoded for it."""
+        with self._changed:
+            if job in self._jobs:
+                self._jobs.remove(job)
+
     def _run(self) -> None:
         while True:
             with self._changed:
