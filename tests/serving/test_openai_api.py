@@ -16,7 +16,7 @@ import pytest
 import soundfile
 from aiohttp import web
 from audio_files import packed, written
-from fake_transcriber import BROKEN, CHUNK, RATE, REFUSED, fake_model, serving, tone
+from fake_transcriber import BROKEN, CHUNK, RATE, REFUSED, TASKS, fake_model, serving, tone
 from scripts import ROOT
 from test_streams import spoken
 from toy_runs import read_cuts
@@ -161,6 +161,27 @@ async def test_events_of_short_ones_and_errors_in_their_place():
         # What breaks after the first event is told in the stream.
         with pytest.raises(openai.APIError, match="refused audio"):
             await streamed(server, wav(tone(5, 1.0), tone(REFUSED, 0.5)), model="fake")
+
+
+async def test_texts_have_punctuation_and_case_and_deltas_stay_prefixes():
+    model, recognizer = fake_model((*TASKS, "punct"), window=1.0, overlap=0.2)
+    recognizer.written = {"v1": "[CAP] bonjour", "v2": "[,] [CAP] amélie", "v3": "[!] [SCD] [CAP] ça", "v4": "va [?]"}
+    text = "Bonjour, Amélie! Ça va?"
+    async with serving(model=model) as server:
+        short = wav(*[tone(i, 0.1) for i in (1, 2, 3, 4)])
+        assert (await transcribed(server, short)).text == text
+        both = {"response_format": "verbose_json", "timestamp_granularities": ["word", "segment"]}
+        found = await transcribed(server, short, **both)
+        assert found.text == found.model_extra["written"] == text
+        assert [segment.text for segment in found.segments] == ["Bonjour, Amélie!", "Ça va?"]
+        assert [word.word for word in found.words] == ["bonjour", "amélie", "ça", "va"]
+        # A window settles each word here, and each sign in the window after its word.
+        long = wav(*[tone(i, 0.1) for i in (1, 2, 3, 4) * 3])
+        events = await streamed(server, long, model="fake")
+        deltas = [event.delta for event in events[:-1]]
+        assert "".join(deltas) == events[-1].text == " ".join([text] * 3) and len(deltas) > 10
+        plain = await streamed(server, long, model="fake", extra_body={"tasks": "asr"})
+        assert "".join(event.delta for event in plain[:-1]) == plain[-1].text == " ".join(["bonjour amélie ça va"] * 3)
 
 
 WRONG = [

@@ -266,7 +266,7 @@ def to_verbose_json(
         "task": "transcribe",
         "language": transcript.language or "und",  # BCP 47: undetermined
         "duration": transcript.duration,
-        "text": transcript.text,
+        "text": transcript.written_text(),
         "usage": _usage(transcript),
     }
     if "word" in granularities:
@@ -283,17 +283,18 @@ def _segment(number: int, part: Turn, transcript: Transcript, piece_ids: Mapping
     """A paragraph of the text format; ``turn`` is the number of its turn, if speaker changes were requested."""
     words = transcript.words[part.first : part.stop]
     written = zip(transcript.tokens or (), transcript.times)
-    text = part.text.encode()
+    text = transcript.written_text(part.first, part.stop)
+    data = text.encode()
     segment = {
         "id": number,
         "seek": int(100 * part.start),  # in frames of 10 ms, as Whisper counts
         "start": part.start,
         "end": part.end,
-        "text": part.text,
+        "text": text,
         "tokens": [piece_ids[t] for t, at in written if t in piece_ids and part.start - 1e-6 <= at < part.end],
         "temperature": 0.0,
         "avg_logprob": sum(math.log(max(word.confidence or 0.0, 1e-10)) for word in words) / len(words),
-        "compression_ratio": len(text) / len(zlib.compress(text)),
+        "compression_ratio": len(data) / len(zlib.compress(data)),
         "no_speech_prob": None,  # a transducer has none
     }
     return {**segment, "turn": part.number} if "scd" in transcript.tasks else segment
@@ -306,7 +307,7 @@ def _usage(transcript: Transcript) -> Dict[str, Any]:
 def to_response(transcript: Transcript, wanted: TranscriptionRequest, model: UploadModel) -> web.Response:
     """A transcript in the requested format; the formats are those of `tokenverse-pp transcribe`."""
     if wanted.format == "json":
-        return _json({"text": transcript.text, "usage": _usage(transcript)})
+        return _json({"text": transcript.written_text(), "usage": _usage(transcript)})
     if wanted.format == "verbose_json":
         return _json(to_verbose_json(transcript, wanted.granularities, model.piece_ids))
     # Paragraphs without their times, as OpenAI's text has none.
@@ -458,8 +459,9 @@ class OpenAIApi:
                     break
                 await send_new(text)
             transcript = job.done.result()
-            await send_new(transcript.text)
-            await send({"type": "transcript.text.done", "text": transcript.text, "usage": _usage(transcript)})
+            whole = transcript.written_text()
+            await send_new(whole)
+            await send({"type": "transcript.text.done", "text": whole, "usage": _usage(transcript)})
         except UploadError as error:
             if not response.prepared:
                 raise  # as a plain HTTP error
