@@ -184,6 +184,12 @@ async def test_texts_have_punctuation_and_case_and_deltas_stay_prefixes():
         assert "".join(event.delta for event in plain[:-1]) == plain[-1].text == " ".join(["bonjour amélie ça va"] * 3)
 
 
+async def test_a_chunking_strategy_is_accepted_as_a_name_and_as_an_object():
+    async with serving(model=fake_model()[0]) as server:
+        for strategy in ("auto", {"type": "server_vad", "threshold": 0.5, "silence_duration_ms": 200}):
+            assert (await transcribed(server, wav(tone(7, 0.1)), chunking_strategy=strategy)).text == "v7"
+
+
 WRONG = [
     ({"model": "gpt-5"}, openai.NotFoundError, "model", "'gpt-5' does not exist", "model_not_found"),
     ({"content": b""}, openai.BadRequestError, "file", "talk.wav", "invalid_value"),

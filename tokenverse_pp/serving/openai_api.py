@@ -38,6 +38,7 @@ FIELDS = {
     *("file", "model", "language", "prompt", "response_format", "temperature", "stream", "tasks"),
     *("timestamp_granularities[]", "timestamp_granularities", "chunking_strategy", "include[]", "include"),
 }
+OBJECT_FIELD = "chunking_strategy["  # of an object the client makes chunking_strategy[type] and so on
 SEVERAL = {"timestamp_granularities[]", "timestamp_granularities", "include[]", "include"}
 MOST_FIELD = 16384  # bytes of a field other than the file
 MOST_PARTS = 32
@@ -135,7 +136,7 @@ async def read_form(request: web.Request, limits: Limits) -> UploadForm:
             if not isinstance(part, BodyPartReader) or not part.name:
                 raise ApiError(400, "a part without a name: expected Content-Disposition: form-data; name=..")
             name = part.name
-            if name not in FIELDS:
+            if name not in FIELDS and not name.startswith(OBJECT_FIELD):
                 known = ", ".join(sorted(FIELDS))
                 raise ApiError(400, f"unknown field {shown(name)}; known: {known}", None, "unknown_parameter")
             if (name in fields and name not in SEVERAL) or (name == "file" and file is not None):
