@@ -242,6 +242,40 @@ async def test_who_may_ask():
         assert "streams only" in (await refused(server, error=openai.NotFoundError))["message"]
 
 
+async def test_pages_of_allowed_origins_may_ask():
+    """A browser asks with OPTIONS, without the token; then it shows an answer to the page that the header names."""
+    friend, evil = "https://friend.example", "https://evil.example"
+    async with serving(model=fake_model()[0], access=Access("abc", (friend,))) as server:
+        own = f"http://127.0.0.1:{server.port}"
+        asks = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+        body = form({"model": "fake", "stream": "true"}, wav(tone(7, 0.1)))
+        kind = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
+        key = {"Authorization": "Bearer abc"}
+        async with httpx.AsyncClient(base_url=server.base, verify=False) as client:
+
+            async def asked(method, path, origin, headers, content=None):
+                answer = await client.request(method, path, headers={"Origin": origin, **headers}, content=content)
+                assert answer.headers["Vary"] == "Origin"
+                return answer, answer.headers.get("Access-Control-Allow-Origin")
+
+            preflight, shown_to = await asked("OPTIONS", "/audio/transcriptions", friend, asks)
+            assert (preflight.status_code, shown_to, preflight.content) == (204, friend, b"")
+            assert preflight.headers["Access-Control-Allow-Methods"] == "GET, POST"
+            assert preflight.headers["Access-Control-Allow-Headers"] == "Authorization, *"
+            for method, path, headers, content, status in (
+                ("GET", "/models", key, None, 200),
+                ("POST", "/audio/transcriptions", {**key, **kind}, body, 200),
+                ("POST", "/audio/transcriptions", kind, body, 401),
+                ("GET", "/nothing", key, None, 404),
+            ):
+                answer, shown_to = await asked(method, path, friend, headers, content)
+                assert (answer.status_code, shown_to) == (status, friend), path
+            for origin, statuses in ((evil, (403, 403)), (own, (401, 200))):
+                for (method, headers), status in zip((("OPTIONS", asks), ("GET", key)), statuses):
+                    answer, shown_to = await asked(method, "/models", origin, headers)
+                    assert (answer.status_code, shown_to) == (status, None)
+
+
 async def test_files_of_any_container(tmp_path):
     files = {f"talk.{name}": written(name, 1.0) for name in ("wav", "flac", "ogg", "mp3")}
     if find_spec("av") is not None:

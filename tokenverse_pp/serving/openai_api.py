@@ -46,6 +46,8 @@ PIECE = 1 << 16
 PING_SECONDS = 10.0  # between comments in a stream of events while there are no events
 LOOK_SECONDS = 1.0  # between looks whether the client of an upload has left
 KINDS = {"srt": "text/plain", "text": "text/plain", "vtt": "text/vtt"}
+# What a browser asks before a page of another origin may send a request; `*` does not stand for Authorization.
+PREFLIGHT = {"Access-Control-Allow-Methods": "GET, POST", "Access-Control-Allow-Headers": "Authorization, *"}
 # The HTTP status, `type` and `code` for each kind of `UploadError`.
 UPLOAD_ERRORS = {
     "audio": (400, "invalid_request_error", "invalid_value"),
@@ -345,6 +347,8 @@ class OpenAIApi:
         foreign, access = self.server.foreign_origin(request), self.server.access
         if foreign is not None:
             raise ApiError(403, foreign, code="forbidden_origin")
+        if request.method == "OPTIONS" and self.server.other_origin(request) is not None:
+            return web.Response(status=204, headers=PREFLIGHT)  # before the token, which browsers do not send here
         if not access.allows_token(bearer(request.headers.get("Authorization"))):
             raise ApiError(401, "Incorrect API key provided: the server's token is expected", code="invalid_api_key")
         model = self.server.model
