@@ -142,6 +142,7 @@ class StreamingServer:
             "uptime_seconds": round(time.monotonic() - self._began, 2),
             "ended": dict(self.ended),
             "tasks": list(self.engine.tasks),
+            "language_tokens": list(self.engine.language_tokens),
             "sample_rate": SAMPLE_RATE,
             "token_required": self.access.token is not None,
         }
