@@ -37,7 +37,7 @@ class FakeTranscriber:
         self.gate.set()
         self.batches, self.threads, self.searches, self.words_a_chunk = [], set(), [], 1
 
-    def open(self, tasks=None, name=None, search=None, pauses=None):
+    def open(self, tasks=None, name=None, search=None, pauses=None, languages=None):
         self.threads.add(threading.current_thread().name)
         self.searches.append(search)
         if search is not None and "xx" in (search.languages or ()):

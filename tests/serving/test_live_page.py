@@ -35,7 +35,7 @@ class Scripted(FakeTranscriber):
         super().__init__()
         self.tasks, self.loudness = [], []
 
-    def open(self, tasks=None, name=None, search=None, pauses=None):
+    def open(self, tasks=None, name=None, search=None, pauses=None, languages=None):
         self.tasks.append(tuple(tasks))
         stream = super().open(tasks, name, search)
         stream.pauses = pauses

@@ -260,7 +260,9 @@ class Worker:
                         "field 'lm': the server's language models are one per language, and need the task 'lid'"
                     )
                 search = work.search(own)
-                feed.stream = feed.transcriber.open(work.tasks, feed.name, search, pauses=bool(work.pauses))
+                feed.stream = feed.transcriber.open(
+                    work.tasks, feed.name, search, bool(work.pauses), self.engine.search.languages
+                )
             elif isinstance(work, SetTasks):
                 feed.transcriber.set_tasks(feed.stream, work.tasks)
             elif isinstance(work, End):
