@@ -114,6 +114,13 @@ def test_commands_and_their_options_exist(document):
     assert {command: said for command, said in wrong.items() if said} == {}
 
 
+def test_a_new_environment_gets_the_package_from_its_file():
+    """The package is not on PyPI; by its name alone pip finds only what is installed already."""
+    by_name = re.compile(r".*(?:--no-deps |venv/bin/pip install )'?tokenverse_pp(?!-).*")
+    texts = [path.read_text(encoding="utf-8") for path in (*DOCUMENTS, *ROOT.glob("tokenverse_pp/onnx/*.py"))]
+    assert [found for text in texts for found in by_name.findall(text)] == []
+
+
 def test_commands_in_help_texts_exist():
     assert len(help_commands()) > 10
     wrong = {str(command): problem(command) for command in help_commands()}

@@ -138,6 +138,16 @@ def test_tasks_languages_and_hotwords(model, speech):
     assert model.entity_types == () and model.languages == ("qaa", "qab") and "ner" in repr(model)
 
 
+def test_pauses_are_there_for_who_asks(model, speech):
+    path, _ = speech
+    plain, heard = model.transcribe(path), model.transcribe(path, pauses=True)
+    assert plain.pauses is None and heard.words == plain.words
+    assert [pause.position for pause in heard.pauses] == list(range(1, len(heard.words) + 1))
+    assert model.transcribe([path], pauses=True) == [heard]
+    with pytest.raises(UserError, match="need the task endp"):
+        model.transcribe(path, tasks=["asr"], pauses=True)
+
+
 def test_confidences_are_calibrated(model_folder, speech, tmp_path):
     shutil.copytree(model_folder, tmp_path / "model")
     curve = {"a": 1.0, "b": 1.0, "c": 2.0}

@@ -37,9 +37,11 @@ class FakeTranscriber:
         self.gate.set()
         self.batches, self.threads, self.searches, self.words_a_chunk = [], set(), [], 1
 
-    def open(self, tasks=None, name=None, search=None, pauses=None):
+    def open(self, tasks=None, name=None, search=None, pauses=None, languages=None):
         self.threads.add(threading.current_thread().name)
         self.searches.append(search)
+        if search is not None and "xx" in (search.languages or ()):
+            raise UserError(f"{name}: the model does not write [XX]")
         tasks = TASKS if tasks is None else tuple(tasks)
         return SimpleNamespace(tasks=tasks, buffer=np.zeros(0, np.float32), heard=0, partial="", said=[], closed=False)
 
@@ -100,13 +102,14 @@ class FakeTranscriber:
 class FakeRecognizer:
     """A word for each tenth of a second, as `FakeTranscriber` has them; one of a long recording at a time.
 
-    ``gate``: the model waits until it is set; ``batches``: names of the recordings of each batch.
+    ``gate``: the model waits until it is set; ``batches``: names of the recordings of each batch; ``written``: words
+    and task tokens that it writes in place of a word.
     """
 
     def __init__(self):
         self.gate = threading.Event()
         self.gate.set()
-        self.batches, self.asked = [], []
+        self.batches, self.asked, self.written = [], [], {}
         self.on_windows, self.on_settled = lambda cut, done, total: None, None
 
     def of(self, options):
@@ -126,7 +129,11 @@ class FakeRecognizer:
             audio = np.rint(cut.load_audio()[0] * 32768).astype(int)
             chunks = [np.unique(audio[i : i + CHUNK]) for i in range(0, len(audio), CHUNK)]
             said = [f"v{values[0]}" if len(values) == 1 else "mixed" for values in chunks]
-            words = [Word(text, i / 10, i / 10 + 0.1, 0.9) for i, text in enumerate(said)]
+            words = [
+                Word(text, i / 10, i / 10 + 0.1, 0.9)
+                for i, one in enumerate(said)
+                for text in self.written.get(one, one).split()
+            ]
             if cut.duration > self.options.window:
                 for i in range(1, len(words)):
                     self.on_windows(cut, i, len(words))
@@ -142,10 +149,10 @@ class FakeRecognizer:
         return done
 
 
-def fake_model(**options):
+def fake_model(known=TASKS, **options):
     """A model for uploads, with the `FakeRecognizer` that it is; its name is ``fake``."""
     recognizer = FakeRecognizer()
-    return UploadModel("fake", build_tasks(TASKS), TranscribeOptions(**options), recognizer.of), recognizer
+    return UploadModel("fake", build_tasks(known), TranscribeOptions(**options), recognizer.of), recognizer
 
 
 def fake_engine():

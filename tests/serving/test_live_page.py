@@ -17,6 +17,8 @@ from tokenverse_pp.serving.access import Access
 from tokenverse_pp.serving.protocol import Limits
 from tokenverse_pp.serving.server import StreamingServer
 from tokenverse_pp.serving.worker import Engine
+from tokenverse_pp.tasks.result import transcript_of_words
+from tokenverse_pp.tasks.transcript import Word
 
 pytestmark = pytest.mark.browser
 EVIL = "<img/src=x/onerror=document.title='taken'>"
@@ -33,7 +35,7 @@ class Scripted(FakeTranscriber):
         super().__init__()
         self.tasks, self.loudness = [], []
 
-    def open(self, tasks=None, name=None, search=None, pauses=None):
+    def open(self, tasks=None, name=None, search=None, pauses=None, languages=None):
         self.tasks.append(tuple(tasks))
         stream = super().open(tasks, name, search)
         stream.pauses = pauses
@@ -63,7 +65,9 @@ def running(page, token=None):
     """
     scripted, loop = Scripted(), asyncio.new_event_loop()
     server = StreamingServer(
-        Engine(dict.fromkeys((False, True), scripted), TASKS, CHUNK), Limits(closing_seconds=2), Access(token)
+        Engine(dict.fromkeys((False, True), scripted), TASKS, CHUNK, language_tokens=("[FR]", "[ES-419]")),
+        Limits(closing_seconds=2),
+        Access(token),
     )
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
@@ -175,6 +179,47 @@ def test_a_file_by_keyboard_with_tasks(page, tmp_path):
         (tmp_path / "no.wav").write_text("no audio")
         by_id(page, "file").send_keys(str(tmp_path / "no.wav"))
         wait_for(page, "document.getElementById('error').textContent.includes('no.wav: the browser cannot read')")
+
+
+# Words and task tokens; the last are of no task that the page knows, or of a language that the server lacks.
+WRITTEN = [
+    "[ES-419] [CAP] bonjour [,] [NE] [CAP] amélie [/NE] [!] [ENDP] [SCD] [ALLCAPS] ça va [?] [.]",
+    "[FR] [!] [CAP] ßa [:] [CAP] élan [ALLCAPS] straße [CAP]",
+    "[HAPPY] [CAP] مرحبا [,] нет [?] नमस्ते [.] [CAP] [ALLCAPS] 你好 [,] ok2 [.] かな [!]",
+    "[TR] [CAP] istanbul [,] [ALLCAPS] ışık [.]",
+]
+SHOWN_LANGUAGE = ["ES-419", "FR", None, "TR"]
+# Shows each text three times: all of it final, its second half a partial, all of it a partial.
+SHOW = """const [texts, done] = arguments;
+import("/transcript.js").then(({ Transcript }) => done(texts.map((text) => [1, 0.5, 0].map((share) => {
+  const [box, badge] = ["div", "span"].map((name) => document.createElement(name));
+  const transcript = new Transcript(box, badge);
+  transcript.languages = new Set(["[FR]", "[ES-419]", "[TR]"]);
+  const items = text.split(" ");
+  const rest = items.splice(share * items.length);
+  for (const item of items) transcript.show({ kind: item.startsWith("[") ? "token" : "final", text: item });
+  transcript.show({ kind: "partial", text: rest.join(" ") });
+  const turns = [...box.children].map((turn) => turn.textContent);
+  return [turns.join(" "), badge.hidden ? null : badge.textContent];
+}))), (error) => done(String(error)));"""
+
+
+def test_punctuation_case_and_language_are_those_of_the_server(page):
+    texts = []
+    for text in WRITTEN:
+        words = [Word(word, i, i, 1.0) for i, word in enumerate(text.split())]
+        heard = transcript_of_words(words, ("asr", "punct", "lid"), len(words))
+        texts.append(" ".join(heard.spelled))
+    assert texts[0] == "Bonjour, Amélie! ÇA va?" and texts[3].startswith("İ")
+    with running(page) as server:
+        health = json.loads(urllib.request.urlopen(f"{server.url}health").read())
+        assert health["language_tokens"] == ["[FR]", "[ES-419]"]
+        shown = page.execute_async_script(SHOW, WRITTEN)
+    for found, text, language in zip(shown, texts, SHOWN_LANGUAGE):
+        assert [one for one, _ in found[:2]] == [text, text]
+        # In a partial the language is not read: without it [TR] has other capitals.
+        assert found[2][0] == (text.replace("İ", "I") if language == "TR" else text)
+        assert [badge for _, badge in found] == [language, language, None]
 
 
 def test_tasks_are_switched_and_a_server_that_stops_is_told_of(page):

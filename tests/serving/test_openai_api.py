@@ -2,11 +2,13 @@
 
 import asyncio
 import dataclasses
+import gc
 import http.client
 import io
 import json
 import random
 import sys
+import weakref
 from importlib.util import find_spec
 
 import numpy as np
@@ -14,7 +16,7 @@ import pytest
 import soundfile
 from aiohttp import web
 from audio_files import packed, written
-from fake_transcriber import BROKEN, CHUNK, RATE, REFUSED, fake_model, serving, tone
+from fake_transcriber import BROKEN, CHUNK, RATE, REFUSED, TASKS, fake_model, serving, tone
 from scripts import ROOT
 from test_streams import spoken
 from toy_runs import read_cuts
@@ -161,6 +163,33 @@ async def test_events_of_short_ones_and_errors_in_their_place():
             await streamed(server, wav(tone(5, 1.0), tone(REFUSED, 0.5)), model="fake")
 
 
+async def test_texts_have_punctuation_and_case_and_deltas_stay_prefixes():
+    model, recognizer = fake_model((*TASKS, "punct"), window=1.0, overlap=0.2)
+    recognizer.written = {"v1": "[CAP] bonjour", "v2": "[,] [CAP] amélie", "v3": "[!] [SCD] [CAP] ça", "v4": "va [?]"}
+    text = "Bonjour, Amélie! Ça va?"
+    async with serving(model=model) as server:
+        short = wav(*[tone(i, 0.1) for i in (1, 2, 3, 4)])
+        assert (await transcribed(server, short)).text == text
+        both = {"response_format": "verbose_json", "timestamp_granularities": ["word", "segment"]}
+        found = await transcribed(server, short, **both)
+        assert found.text == found.model_extra["written"] == text
+        assert [segment.text for segment in found.segments] == ["Bonjour, Amélie!", "Ça va?"]
+        assert [word.word for word in found.words] == ["bonjour", "amélie", "ça", "va"]
+        # A window settles each word here, and each sign in the window after its word.
+        long = wav(*[tone(i, 0.1) for i in (1, 2, 3, 4) * 3])
+        events = await streamed(server, long, model="fake")
+        deltas = [event.delta for event in events[:-1]]
+        assert "".join(deltas) == events[-1].text == " ".join([text] * 3) and len(deltas) > 10
+        plain = await streamed(server, long, model="fake", extra_body={"tasks": "asr"})
+        assert "".join(event.delta for event in plain[:-1]) == plain[-1].text == " ".join(["bonjour amélie ça va"] * 3)
+
+
+async def test_a_chunking_strategy_is_accepted_as_a_name_and_as_an_object():
+    async with serving(model=fake_model()[0]) as server:
+        for strategy in ("auto", {"type": "server_vad", "threshold": 0.5, "silence_duration_ms": 200}):
+            assert (await transcribed(server, wav(tone(7, 0.1)), chunking_strategy=strategy)).text == "v7"
+
+
 WRONG = [
     ({"model": "gpt-5"}, openai.NotFoundError, "model", "'gpt-5' does not exist", "model_not_found"),
     ({"content": b""}, openai.BadRequestError, "file", "talk.wav", "invalid_value"),
@@ -211,6 +240,40 @@ async def test_who_may_ask():
                 await client.embeddings.create(model="fake", input="a")
     async with serving() as server:
         assert "streams only" in (await refused(server, error=openai.NotFoundError))["message"]
+
+
+async def test_pages_of_allowed_origins_may_ask():
+    """A browser asks with OPTIONS, without the token; then it shows an answer to the page that the header names."""
+    friend, evil = "https://friend.example", "https://evil.example"
+    async with serving(model=fake_model()[0], access=Access("abc", (friend,))) as server:
+        own = f"http://127.0.0.1:{server.port}"
+        asks = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+        body = form({"model": "fake", "stream": "true"}, wav(tone(7, 0.1)))
+        kind = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
+        key = {"Authorization": "Bearer abc"}
+        async with httpx.AsyncClient(base_url=server.base, verify=False) as client:
+
+            async def asked(method, path, origin, headers, content=None):
+                answer = await client.request(method, path, headers={"Origin": origin, **headers}, content=content)
+                assert answer.headers["Vary"] == "Origin"
+                return answer, answer.headers.get("Access-Control-Allow-Origin")
+
+            preflight, shown_to = await asked("OPTIONS", "/audio/transcriptions", friend, asks)
+            assert (preflight.status_code, shown_to, preflight.content) == (204, friend, b"")
+            assert preflight.headers["Access-Control-Allow-Methods"] == "GET, POST"
+            assert preflight.headers["Access-Control-Allow-Headers"] == "Authorization, *"
+            for method, path, headers, content, status in (
+                ("GET", "/models", key, None, 200),
+                ("POST", "/audio/transcriptions", {**key, **kind}, body, 200),
+                ("POST", "/audio/transcriptions", kind, body, 401),
+                ("GET", "/nothing", key, None, 404),
+            ):
+                answer, shown_to = await asked(method, path, friend, headers, content)
+                assert (answer.status_code, shown_to) == (status, friend), path
+            for origin, statuses in ((evil, (403, 403)), (own, (401, 200))):
+                for (method, headers), status in zip((("OPTIONS", asks), ("GET", key)), statuses):
+                    answer, shown_to = await asked(method, "/models", origin, headers)
+                    assert (answer.status_code, shown_to) == (status, None)
 
 
 async def test_files_of_any_container(tmp_path):
@@ -287,6 +350,40 @@ async def test_what_nobody_waits_for_is_not_decoded():
         while server.uploads.entered:
             await asyncio.sleep(0.005)
     assert recognizer.batches == [1]
+
+
+async def until(condition):
+    """Wait for something that is about to happen."""
+
+    async def wait():
+        while not condition():
+            await asyncio.sleep(0.005)
+
+    await asyncio.wait_for(wait(), 30)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_client_that_leaves_gives_its_place_to_another(stream, monkeypatch):
+    """It is not in the queue any more, and neither is its file, while the model still decodes the one before it."""
+    monkeypatch.setattr("tokenverse_pp.serving.openai_api.LOOK_SECONDS", 0.005)
+    model, recognizer = fake_model()
+    async with serving(model=model, uploads=2) as server:
+        leaves = (tone(2, 0.2), {"stream": True} if stream else {})
+        first, gone = await held(server, recognizer, (tone(1, 0.2), {}), leaves)
+        file = weakref.ref(server.uploads._jobs[0].heard)
+        gone.cancel()
+        await until(lambda: server.uploads.entered == 1)
+        assert not server.uploads.waiting
+        gc.collect()
+        assert file() is None
+        other = asyncio.ensure_future(transcribed(server, wav(tone(3, 0.2))))
+        await until(lambda: server.uploads.waiting == 1)
+        # One that is decoded already gives its place back too.
+        first.cancel()
+        await until(lambda: server.uploads.entered == 1)
+        recognizer.gate.set()
+        assert (await other).text == "v3 v3"
+    assert recognizer.batches == [1, 1]
 
 
 async def test_a_server_that_stops_answers_what_waits():

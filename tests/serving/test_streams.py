@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+import threading
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from tokenverse_pp.serving.client import ServerError, StreamClient
-from tokenverse_pp.serving.protocol import Start, start_message, write_audio
+from tokenverse_pp.serving.protocol import End, Start, start_message, write_audio
+from tokenverse_pp.serving.worker import Feed, Worker
 
 START, END = start_message(Start()), '{"kind": "end"}'
 
@@ -191,6 +193,32 @@ async def test_one_bad_stream_is_nobody_elses():
         assert (await bad)[0] == "bad_audio"
         for i, events in enumerate(await asyncio.gather(*talks)):
             assert events[-1]["text"].split() == words(i)
+
+
+async def test_a_start_that_fails_is_nobody_elses(caplog):
+    """What its client has sent before the answer is not given to the model, whenever the event loop tells of it."""
+    engine, closed = fake_engine(), threading.Event()
+    transcriber = engine.transcribers[False]
+    close = transcriber.close
+    transcriber.close = lambda stream: [close(stream), closed.set()][0]
+    worker = Worker(engine, 8)
+    try:
+        found = {"good": [], "bad": [], "unknown": []}
+        starts = {"bad": Start(language=("xx",)), "unknown": Start(tasks=("asr",), lm=True)}
+        with worker._changed:  # all of it waits before the first batch
+            for name, results in found.items():
+                feed = Feed(name, CHUNK, results.append)
+                worker.add(feed, starts.get(name, Start()))
+                worker.put(feed, tone(5, 0.1))
+                worker.put(feed, End())
+        assert closed.wait(60)  # the event loop stands still meanwhile
+    finally:
+        await worker.stop()
+    assert [done.problem for done in found["good"]] == [None] * 3 and found["good"][-1].events[-1].text == "v5"
+    for name, said in (("bad", "bad: the model does not write [XX]"), ("unknown", "no language model")):
+        ((code, message),) = [done.problem for done in found[name]]
+        assert code == "bad_message" and said in message
+    assert transcriber.batches == [1] and not caplog.records
 
 
 async def test_a_connection_that_drops_leaves_nothing():

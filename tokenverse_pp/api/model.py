@@ -155,6 +155,7 @@ be reached (nor is a model of that name in its local cache)
         search: Optional[SearchOptions] = None,
         batch_seconds: float = 120.0,
         inactive: Optional[Inactive] = None,
+        pauses: bool = False,
         progress: bool = False,
     ) -> Union[Transcript, List[Transcript]]:
         """Transcribe one recording, or several.
@@ -184,6 +185,8 @@ ner, lid
             search: all options of the search.
             batch_seconds: seconds of audio in a batch.
             inactive: how other tasks are handled, ``suppress`` or ``strip``: see `TranscribeOptions`.
+            pauses: also give the probability of an endpoint after each word (`Transcript.pauses`; with the task
+                ``endp``).
             progress: show progress bars on stderr: recordings, and windows of a long one.
 
         Returns:
@@ -197,6 +200,7 @@ ner, lid
             *(tasks, language, hotwords, method, beam, search, batch_seconds),
             precision=self.precision,
             inactive=inactive,
+            pauses=pauses,
         )
         if is_single(audio):
             return _whole(next(iter(self._results([open_audio(audio, sample_rate)], options, progress))))

@@ -304,9 +304,10 @@ C++ programs also by `pip install sherpa-onnx-bin`).
 {use}
 `text` holds the task tokens where they were written: `[SCD]` between two speakers, `[ENDP]` at the end of an utterance,
 `[NE]` and `[/NE]` around an entity, a language token such as `[FR]` first. `tokenverse_pp.onnx.from_sherpa` turns a
-result, or its JSON, into words, turns, entities, endpoints and language; it needs no torch:
+result, or its JSON, into words, turns, entities, endpoints and language; it needs no torch. Install a wheel of
+tokenverse_pp (`make wheel` in a checkout writes it to `dist/`) without its requirements, and what it needs here:
 
-    pip install --no-deps tokenverse_pp && pip install {packages}
+    pip install {packages} && pip install --no-deps tokenverse_pp-*.whl
 
 ## What sherpa-onnx cannot do here
 

@@ -38,12 +38,16 @@ FIELDS = {
     *("file", "model", "language", "prompt", "response_format", "temperature", "stream", "tasks"),
     *("timestamp_granularities[]", "timestamp_granularities", "chunking_strategy", "include[]", "include"),
 }
+OBJECT_FIELD = "chunking_strategy["  # of an object the client makes chunking_strategy[type] and so on
 SEVERAL = {"timestamp_granularities[]", "timestamp_granularities", "include[]", "include"}
 MOST_FIELD = 16384  # bytes of a field other than the file
 MOST_PARTS = 32
 PIECE = 1 << 16
 PING_SECONDS = 10.0  # between comments in a stream of events while there are no events
+LOOK_SECONDS = 1.0  # between looks whether the client of an upload has left
 KINDS = {"srt": "text/plain", "text": "text/plain", "vtt": "text/vtt"}
+# What a browser asks before a page of another origin may send a request; `*` does not stand for Authorization.
+PREFLIGHT = {"Access-Control-Allow-Methods": "GET, POST", "Access-Control-Allow-Headers": "Authorization, *"}
 # The HTTP status, `type` and `code` for each kind of `UploadError`.
 UPLOAD_ERRORS = {
     "audio": (400, "invalid_request_error", "invalid_value"),
@@ -134,7 +138,7 @@ async def read_form(request: web.Request, limits: Limits) -> UploadForm:
             if not isinstance(part, BodyPartReader) or not part.name:
                 raise ApiError(400, "a part without a name: expected Content-Disposition: form-data; name=..")
             name = part.name
-            if name not in FIELDS:
+            if name not in FIELDS and not name.startswith(OBJECT_FIELD):
                 known = ", ".join(sorted(FIELDS))
                 raise ApiError(400, f"unknown field {shown(name)}; known: {known}", None, "unknown_parameter")
             if (name in fields and name not in SEVERAL) or (name == "file" and file is not None):
@@ -265,7 +269,7 @@ def to_verbose_json(
         "task": "transcribe",
         "language": transcript.language or "und",  # BCP 47: undetermined
         "duration": transcript.duration,
-        "text": transcript.text,
+        "text": transcript.written_text(),
         "usage": _usage(transcript),
     }
     if "word" in granularities:
@@ -282,17 +286,18 @@ def _segment(number: int, part: Turn, transcript: Transcript, piece_ids: Mapping
     """A paragraph of the text format; ``turn`` is the number of its turn, if speaker changes were requested."""
     words = transcript.words[part.first : part.stop]
     written = zip(transcript.tokens or (), transcript.times)
-    text = part.text.encode()
+    text = transcript.written_text(part.first, part.stop)
+    data = text.encode()
     segment = {
         "id": number,
         "seek": int(100 * part.start),  # in frames of 10 ms, as Whisper counts
         "start": part.start,
         "end": part.end,
-        "text": part.text,
+        "text": text,
         "tokens": [piece_ids[t] for t, at in written if t in piece_ids and part.start - 1e-6 <= at < part.end],
         "temperature": 0.0,
         "avg_logprob": sum(math.log(max(word.confidence or 0.0, 1e-10)) for word in words) / len(words),
-        "compression_ratio": len(text) / len(zlib.compress(text)),
+        "compression_ratio": len(data) / len(zlib.compress(data)),
         "no_speech_prob": None,  # a transducer has none
     }
     return {**segment, "turn": part.number} if "scd" in transcript.tasks else segment
@@ -305,7 +310,7 @@ def _usage(transcript: Transcript) -> Dict[str, Any]:
 def to_response(transcript: Transcript, wanted: TranscriptionRequest, model: UploadModel) -> web.Response:
     """A transcript in the requested format; the formats are those of `tokenverse-pp transcribe`."""
     if wanted.format == "json":
-        return _json({"text": transcript.text, "usage": _usage(transcript)})
+        return _json({"text": transcript.written_text(), "usage": _usage(transcript)})
     if wanted.format == "verbose_json":
         return _json(to_verbose_json(transcript, wanted.granularities, model.piece_ids))
     # Paragraphs without their times, as OpenAI's text has none.
@@ -342,6 +347,8 @@ class OpenAIApi:
         foreign, access = self.server.foreign_origin(request), self.server.access
         if foreign is not None:
             raise ApiError(403, foreign, code="forbidden_origin")
+        if request.method == "OPTIONS" and self.server.other_origin(request) is not None:
+            return web.Response(status=204, headers=PREFLIGHT)  # before the token, which browsers do not send here
         if not access.allows_token(bearer(request.headers.get("Authorization"))):
             raise ApiError(401, "Incorrect API key provided: the server's token is expected", code="invalid_api_key")
         model = self.server.model
@@ -398,6 +405,7 @@ class OpenAIApi:
                     on_text=texts.put_nowait if wanted.stream else None,
                 )
                 del form  # the file, which may be large
+                looking = asyncio.ensure_future(_look_for(request, job))
                 try:
                     if wanted.stream:
                         job.done.add_done_callback(lambda _: texts.put_nowait(None))
@@ -406,6 +414,9 @@ class OpenAIApi:
                         response = to_response(await job.done, wanted, model)
                 except UploadError as error:
                     raise (_api_error(error, param) if error.kind == "options" else error) from None
+                finally:
+                    looking.cancel()
+                    self.server.uploads.discard(job)  # the client may have left before its turn
                 self.server.monitor.upload_latency.observe(time.monotonic() - began)
                 self.server.monitor.audio.labels("upload").inc(job.seconds)
                 return response
@@ -453,8 +464,9 @@ class OpenAIApi:
                     break
                 await send_new(text)
             transcript = job.done.result()
-            await send_new(transcript.text)
-            await send({"type": "transcript.text.done", "text": transcript.text, "usage": _usage(transcript)})
+            whole = transcript.written_text()
+            await send_new(whole)
+            await send({"type": "transcript.text.done", "text": whole, "usage": _usage(transcript)})
         except UploadError as error:
             if not response.prepared:
                 raise  # as a plain HTTP error
@@ -463,6 +475,18 @@ class OpenAIApi:
             await send(failure.body)
         await taken(response.write_eof())
         return response
+
+
+async def _look_for(request: web.Request, job: UploadJob) -> None:
+    """End the wait for a job when its client has left.
+
+    aiohttp tells this only by cancelling all handlers (``handler_cancellation``), those of streams included, which have
+    an ending of their own.
+    """
+    while request.transport is not None:
+        await asyncio.sleep(LOOK_SECONDS)
+    if not job.done.done():
+        job.done.set_exception(ConnectionResetError("the client has left"))
 
 
 def _param(form: UploadForm) -> Optional[str]:

@@ -79,6 +79,7 @@ class StreamingServer:
         application = web.Application()
         application.router.add_route("*", "/{path:.*}", self._handle)
         application.on_response_prepare.append(_without_server)
+        application.on_response_prepare.append(self._share)
         # A connection that has been idle for this long between two requests is closed.
         runner = self._runner = web.AppRunner(
             application,
@@ -141,6 +142,7 @@ class StreamingServer:
             "uptime_seconds": round(time.monotonic() - self._began, 2),
             "ended": dict(self.ended),
             "tasks": list(self.engine.tasks),
+            "language_tokens": list(self.engine.language_tokens),
             "sample_rate": SAMPLE_RATE,
             "token_required": self.access.token is not None,
         }
@@ -183,6 +185,19 @@ class StreamingServer:
         ):
             return f"pages of {shown(origins[0])} may not connect: see --allow-origin"
         return None
+
+    def other_origin(self, request: web.Request) -> Optional[str]:
+        """The origin of the page that sent a request, if it is one of ``--allow-origin``."""
+        origins = request.headers.getall("Origin", [])
+        return origins[0] if len(origins) == 1 and origins[0] in self.access.origins else None
+
+    async def _share(self, request: web.Request, response: web.StreamResponse) -> None:
+        """Let pages of the allowed origins read answers of OpenAI's API; a websocket needs no header for that."""
+        if self.access.origins and request.path.startswith(PREFIX):
+            response.headers["Vary"] = "Origin"
+            origin = self.other_origin(request)
+            if origin is not None:
+                response.headers["Access-Control-Allow-Origin"] = origin
 
     def _refuse(self, request: web.Request) -> Optional[web.Response]:
         if request.path != STREAM_PATH:

@@ -110,7 +110,7 @@ class UploadJob:
         heard: the opened audio.
         options: how to decode it.
         is_wanted: whether somebody still waits for it; called in the model's thread.
-        on_text: called on the event loop with the text so far that the rest of the recording does not change.
+        on_text: called on the event loop with the text so far (`settled_text`).
         done: future of its transcript, or of an `UploadError`.
     """
 
@@ -225,6 +225,12 @@ class Uploads:
             self._changed.notify()
         return job
 
+    def discard(self, job: UploadJob) -> None:
+        """Remove a job from the queue, if it still waits: its file is freed, and nothing is decoded for it."""
+        with self._changed:
+            if job in self._jobs:
+                self._jobs.remove(job)
+
     def _run(self) -> None:
         while True:
             with self._changed:
@@ -267,7 +273,7 @@ class Uploads:
 
         def settled(label: str, so_far: Transcript) -> None:
             if left[0].on_text is not None:
-                self._call(left[0].on_text, so_far.text)
+                self._call(left[0].on_text, settled_text(so_far))
 
         try:
             recognizer = self.model.recognizer_for(left[0].options)
@@ -306,6 +312,12 @@ class Uploads:
             self._loop.call_soon_threadsafe(function, *arguments)
         except RuntimeError:  # the loop is closed
             pass
+
+
+def settled_text(so_far: Transcript) -> str:
+    """The written text that the rest of a recording does not change: a sign may still follow the last word."""
+    open_words = 1 if "punct" in so_far.tasks else 0
+    return so_far.written_text(0, max(len(so_far.words) - open_words, 0))
 
 
 def _set(done: asyncio.Future, result: Any) -> None:

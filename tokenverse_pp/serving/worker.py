@@ -61,6 +61,7 @@ class Engine:
         trained_in_chunks: whether the model was trained in chunks (`tokenverse_pp.decoding.streaming.transcriber`).
         endpoint_thresholds: thresholds of the model's calibration, if they hold for these chunks.
         inactive: treatment of tasks that are not requested (`tokenverse_pp.decoding.inactive`).
+        language_tokens: the task tokens that name a language, for the page.
     """
 
     transcribers: Mapping[bool, StreamingTranscriber]
@@ -70,6 +71,7 @@ class Engine:
     trained_in_chunks: bool = True
     endpoint_thresholds: Mapping[int, float] = field(default_factory=dict)
     inactive: Inactive = "suppress"
+    language_tokens: Tuple[str, ...] = ()
 
     def search_for(self, tasks: Optional[Sequence[str]]) -> SearchOptions:
         """The default search options of a stream with these tasks; None for all that are offered."""
@@ -93,7 +95,8 @@ def build_engine(loaded: ModelBundle, options: StreamingOptions) -> Engine:
     thresholds = found.endpoints if found is not None and fits else {}
     samples = transcribers[False].encoder.chunk_samples
     inactive = transcribers[False].inactive
-    return Engine(transcribers, tasks, samples, options.search, chunked, thresholds, inactive)
+    languages = tuple(loaded.tasks["lid"].symbols) if "lid" in tasks else ()
+    return Engine(transcribers, tasks, samples, options.search, chunked, thresholds, inactive, languages)
 
 
 class Feed:
@@ -214,6 +217,12 @@ class Worker:
                 if self._stopping:
                     return
             done = self._do(batch)
+            # Before the next batch: a stream that failed must not be batched with others. The event loop, which drops
+            # it too, may come too late.
+            with self._changed:
+                for feed, what in done:
+                    if what.problem is not None:
+                        self._feeds.pop(feed, None)
             try:
                 self._loop.call_soon_threadsafe(_deliver, done)
             except RuntimeError:  # the loop is closed
@@ -251,7 +260,9 @@ class Worker:
                         "field 'lm': the server's language models are one per language, and need the task 'lid'"
                     )
                 search = work.search(own)
-                feed.stream = feed.transcriber.open(work.tasks, feed.name, search, pauses=bool(work.pauses))
+                feed.stream = feed.transcriber.open(
+                    work.tasks, feed.name, search, bool(work.pauses), self.engine.search.languages
+                )
             elif isinstance(work, SetTasks):
                 feed.transcriber.set_tasks(feed.stream, work.tasks)
             elif isinstance(work, End):

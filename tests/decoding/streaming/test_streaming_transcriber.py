@@ -213,6 +213,28 @@ def test_languages_and_their_models_need_the_task_lid(searches):
     assert stream.searcher.options == default
 
 
+@pytest.mark.parametrize("inactive, own", [("suppress", BEAM), ("strip", GREEDY)])
+def test_lid_switched_on_later_is_bound_to_the_languages_too(inactive, own, tiny_corpus):
+    """To those of the transcriber, or that it is opened with; not to those of a search of its own without any."""
+    audio = torch.cat([load_inputs(cut) for cut in read_cuts(tiny_corpus, "test")])[:100000]
+    loaded = load_model(TOY_MODEL)
+
+    def languages_of(default=None, **fields):
+        search = dataclasses.replace(own, languages=default)
+        # At an endpoint the search starts anew: a language token comes first again.
+        options = StreamingOptions(ChunkOptions(640, 2, 4), search=search, inactive=inactive, reset_at_endpoint=True)
+        transcriber = StreamingTranscriber(loaded, options)
+        stream = transcriber.open(["asr", "endp"], **fields)
+        before = transcriber.push(stream, audio[:20480])
+        transcriber.set_tasks(stream, ["asr", "endp", "lid"])
+        after = transcriber.push(stream, audio) + transcriber.close(stream)
+        assert not any(word.text.startswith("[QA") for word in finals(before))
+        return {word.text for word in finals(after) if word.text.startswith("[QA")}
+
+    assert "[QAB]" in languages_of(("qaa",), search=own)
+    assert languages_of(("qaa",)) == languages_of(search=own, languages=["qaa"]) == {"[QAA]"}
+
+
 @pytest.mark.parametrize("search", [GREEDY, BEAM])
 def test_events_do_not_depend_on_the_pieces_and_tell_all(search):
     transcriber, audio = transcriber_of(search=search), noise(40000)

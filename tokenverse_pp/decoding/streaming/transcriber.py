@@ -70,21 +70,25 @@ class Searcher:
         bonus = bonus_for(search, loaded.tokenizer, loaded.tasks.subset(decoded))
         joiner = biased_joiner(loaded.model.joiner, search, loaded.tokenizer)
         self.search = StreamingSearch(loaded.model.predictor, joiner, search, bonus, frames, endpoint)
-        self._constraints: Dict[Tuple[str, ...], Constraints] = {}
+        self._constraints: Dict[Tuple[Tuple[str, ...], Optional[Tuple[str, ...]]], Constraints] = {}
 
     @cached_property
     def pauses(self) -> Optional[PauseReader]:
         """The reader of pauses (`pause_reader_of`), created when a stream first needs it."""
         return pause_reader_of(self.loaded, self.options)
 
-    def constraints(self, decoded: Tuple[str, ...]) -> Constraints:
-        """Return the constraints for these decoded tasks; languages are restricted only with ``lid``."""
-        if decoded not in self._constraints:
-            languages = self.options.languages if "lid" in decoded else None
-            self._constraints[decoded] = constraints_for(
-                self.loaded.tasks, decoded, self.loaded.tokenizer, languages, self.options.force_language
+    def constraints(self, decoded: Tuple[str, ...], languages: Optional[Tuple[str, ...]] = None) -> Constraints:
+        """Return the constraints for these decoded tasks.
+
+        Languages are restricted only with ``lid``: to those of the options, or else to ``languages``.
+        """
+        allowed = (self.options.languages or languages) if "lid" in decoded else None
+        key = decoded, allowed
+        if key not in self._constraints:
+            self._constraints[key] = constraints_for(
+                self.loaded.tasks, decoded, self.loaded.tokenizer, allowed, self.options.force_language
             )
-        return self._constraints[decoded]
+        return self._constraints[key]
 
 
 class Stream:
@@ -101,6 +105,7 @@ class Stream:
     ):
         self.owner, self.name, self.searcher = owner, name, searcher
         self.encoder, self.search, self.words = encoder, search, words
+        self.languages: Optional[Tuple[str, ...]] = None  # see `StreamingTranscriber.open`
         self.removed: FrozenSet[int] = frozenset()  # tokens that are stripped from its events
         self.tells_pauses = self.has_endpoints = False  # has_endpoints: the task endp is requested
         self.pause: Optional[float] = None  # the probability of an endpoint after the last chunk, while a pause lasts
@@ -202,6 +207,7 @@ class StreamingTranscriber:
         name: Optional[str] = None,
         search: Optional[SearchOptions] = None,
         pauses: Optional[bool] = None,
+        languages: Optional[Sequence[str]] = None,
     ) -> Stream:
         """Open a stream.
 
@@ -213,6 +219,9 @@ class StreamingTranscriber:
                 of language models if the stream does not decode ``lid``.
             pauses: report the probability of an endpoint while a pause lasts, if ``endp`` is decoded; None for the
                 setting of the options.
+            languages: those that the stream may write whenever it decodes ``lid``, also if that is switched on later,
+                unless ``search`` has its own. None for those of the transcriber's options if ``search`` is None, else
+                for all.
 
         Raises:
             UserError: for a task that the model does not know, and options of the search that it cannot use.
@@ -220,11 +229,15 @@ class StreamingTranscriber:
         wanted = tuple((self.options.tasks or self.loaded.tasks.names) if tasks is None else tasks)
         self.opened += 1
         name = name or f"stream {self.opened}"
-        searcher = self._searcher(search or search_for(wanted, self.options.search, self.inactive), wanted, name)
-        active, constraints, removed = self._activate(wanted, searcher, name)
+        if search is None:
+            search = search_for(wanted, self.options.search, self.inactive)
+            languages = self.options.search.languages if languages is None else languages
+        bound = None if languages is None else tuple(languages)
+        searcher = self._searcher(search, wanted, name)
+        active, constraints, removed = self._activate(wanted, searcher, name, bound)
         state = searcher.search.start(constraints)
         stream = Stream(self, name, self.encoder.start(active), searcher, state, StreamWords(self.reader))
-        stream.removed = removed
+        stream.languages, stream.removed = bound, removed
         stream.tells_pauses = self.options.pauses if pauses is None else pauses
         stream.has_endpoints = "endp" in wanted
         return stream
@@ -283,13 +296,14 @@ class StreamingTranscriber:
         off is given up (it is never closed, and `parse` drops it); if ``ner`` stays on, it stays open. A language token
         comes first at the stream's start and after ``lid`` is switched on; with ``force_language=False`` it is optional
         at the start, and never written later. With ``inactive=strip`` all tasks are always decoded: only the tokens in
-        the events change, starting with the first token that is not final yet.
+        the events change, starting with the first token that is not final yet; a language token that the search wrote
+        before is not bound to the stream's languages.
 
         Raises:
             UserError: naming the stream, if it is closed, or for a task that the model does not know.
         """
         stream.check_open(self)
-        active, constraints, stream.removed = self._activate(tasks, stream.searcher, stream.name)
+        active, constraints, stream.removed = self._activate(tasks, stream.searcher, stream.name, stream.languages)
         stream.has_endpoints = "endp" in tasks
         stream.pause, stream.pause_memory = None, PauseMemory()
         stream.encoder = stream.encoder.switched(active)
@@ -322,13 +336,17 @@ class StreamingTranscriber:
         return found
 
     def _activate(
-        self, tasks: Sequence[str], searcher: Searcher, name: str = OPTION
+        self,
+        tasks: Sequence[str],
+        searcher: Searcher,
+        name: str = OPTION,
+        languages: Optional[Tuple[str, ...]] = None,
     ) -> Tuple[Tensor, Constraints, FrozenSet[int]]:
         """Return tasks for the encoder (K + 1,), search constraints, and tokens to strip (raises UserError)."""
         known = self.loaded.tasks
         with _prefix(name):
             names, removed = select(known, tasks, self.loaded.tokenizer, self.inactive)
-            constraints = searcher.constraints(names)
+            constraints = searcher.constraints(names, languages if "lid" in tasks else None)
             active = torch.tensor(known.mask(names), dtype=torch.float32, device=self.encoder.device)
             for vectors in (self.loaded.model.feature_vectors, self.loaded.model.encoder_vectors):
                 if vectors is not None:

@@ -7,6 +7,7 @@ const MOST_UNSENT = 20 * 2 * RATE; // bytes that may wait in the browser: twenty
 const AHEAD = 2 * 2 * RATE; // a file is sent while less than this waits
 const TASK_NAMES = {
   asr: "words", scd: "speaker changes", endp: "endpoints", ner: "named entities", lid: "language",
+  punct: "punctuation and case",
 };
 
 const $ = (id) => document.getElementById(id);
@@ -193,6 +194,7 @@ const chosenTasks = () => {
 async function showTasks() {
   try {
     const health = await (await fetch("health")).json();
+    transcript.languages = new Set(health.language_tokens);
     for (const task of health.tasks) {
       const label = document.createElement("label");
       const box = document.createElement("input");

@@ -1,13 +1,58 @@
 // The transcript as it grows: a paragraph a turn, entities and endpoints in it, what may still change at its end.
 
 const COLOURS = 4;
-const TASK_TOKENS = /\[[^\]\s]+\]\s*/g;
+const TASK_TOKEN = /^\[[^\]\s]+\]$/;
+// Punctuation and case, as tokenverse_pp/tasks/punct.py writes them.
+const SIGN = /^\[([.,?!:])\]$/; // after a word
+const CAPITAL = /^\[(CAP|ALLCAPS)\]$/; // before a word
+const SIGNS = [ // of a script: that of the last letter before the sign
+  [/[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}]/u, { ".": "。", ",": "，", "?": "？", "!": "！", ":": "：" }],
+  [/\p{Script=Arabic}/u, { ",": "،", "?": "؟" }],
+  [/\p{Script=Devanagari}/u, { ".": "।" }],
+];
+const DOTTED = /^\[(AZE?|AZB|CRH|GAG|TR|TUR)[\]-]/; // languages in which İ is the capital of i
+
+// What stands before the next word or sign.
+class Spelling {
+  constructor() {
+    this.last = ""; // the last word, while it has no sign
+    this.capital = ""; // the token for the next word
+    this.dotted = false;
+  }
+
+  // What a sign adds to the text: nothing where no word is before it.
+  sign(token) {
+    if (!this.last) return "";
+    const [, mark] = token.match(SIGN);
+    const letter = (this.last.match(/\p{L}/gu) || [""]).pop();
+    const [, own] = SIGNS.find(([script]) => script.test(letter)) || [null, {}];
+    this.last = "";
+    return own[mark] || mark;
+  }
+
+  // A word with the capitals of the token before it.
+  word(text) {
+    if (!text) return text;
+    const letters = [...text];
+    const count = this.capital === "[CAP]" ? 1 : this.capital && letters.length;
+    this.last = text;
+    this.capital = "";
+    return letters.map((letter, i) => (i < count ? this.upper(letter) : letter)).join("");
+  }
+
+  // A letter whose capital is several, such as ß, stays as it is.
+  upper(letter) {
+    const capital = this.dotted ? letter.toLocaleUpperCase("tr") : letter.toUpperCase();
+    return [...capital].length === 1 ? capital : letter;
+  }
+}
 
 export class Transcript {
   // box: the element that holds it; badge: the element for the language.
   constructor(box, badge) {
     this.box = box;
     this.badge = badge;
+    this.languages = new Set(); // the server's language tokens
     this.clear();
   }
 
@@ -17,7 +62,8 @@ export class Transcript {
     this.turns = 0;
     this.turn = null; // the paragraph that is written to
     this.entity = null; // the entity that is open in it
-    this.waiting = ""; // what may still change
+    this.spelling = new Spelling();
+    this.waiting = ""; // words and task tokens that may still change
     this.partial = document.createElement("span");
     this.partial.className = "partial";
   }
@@ -28,7 +74,7 @@ export class Transcript {
     const atEnd = this.box.scrollHeight - this.box.scrollTop - this.box.clientHeight < 40;
     if (event.kind === "final") this.words(event.text);
     else if (event.kind === "token") this.token(event.text);
-    else if (event.kind === "partial") this.waiting = event.text.replace(TASK_TOKENS, "").trim();
+    else if (event.kind === "partial") this.waiting = event.text;
     else if (event.kind === "end") this.waiting = "";
     this.place();
     if (atEnd) this.box.scrollTop = this.box.scrollHeight;
@@ -36,12 +82,14 @@ export class Transcript {
 
   words(text) {
     const place = this.entity || this.paragraph();
-    place.append(`${place.textContent ? " " : ""}${text}`);
+    const written = text.split(" ").map((word) => this.spelling.word(word)).join(" ");
+    place.append(`${place.textContent ? " " : ""}${written}`);
   }
 
   token(text) {
     if (text === "[SCD]") {
       this.turn = this.entity = null;
+      this.spelling.last = "";
     } else if (text === "[ENDP]") {
       const mark = this.span("endpoint");
       mark.title = "endpoint";
@@ -57,7 +105,13 @@ export class Transcript {
       this.entity = this.span("entity");
       if (text !== "[NE]") this.entity.title = text.slice(4, -1);
       paragraph.append(this.entity);
-    } else if (/^\[[A-Z-]+\]$/.test(text)) {
+    } else if (SIGN.test(text)) {
+      const sign = this.spelling.sign(text);
+      if (sign) (this.entity || this.paragraph()).append(sign);
+    } else if (CAPITAL.test(text)) {
+      this.spelling.capital ||= text;
+    } else if (this.languages.has(text)) {
+      this.spelling.dotted = DOTTED.test(text);
       this.badge.textContent = text.slice(1, -1);
       this.badge.hidden = false;
     }
@@ -76,10 +130,17 @@ export class Transcript {
 
   // What may still change stands behind all that may not.
   place() {
-    if (!this.waiting) return;
-    const paragraph = this.paragraph();
-    this.partial.textContent = `${paragraph.textContent ? " " : ""}${this.waiting}`;
-    paragraph.append(this.partial);
+    const before = this.turn ? this.turn.textContent : "";
+    const spelling = Object.assign(new Spelling(), this.spelling);
+    let written = "";
+    for (const item of this.waiting.split(" ").filter(Boolean)) {
+      if (SIGN.test(item)) written += spelling.sign(item);
+      else if (CAPITAL.test(item)) spelling.capital ||= item;
+      else if (!TASK_TOKEN.test(item)) written += `${before || written ? " " : ""}${spelling.word(item)}`;
+    }
+    if (!written) return;
+    this.partial.textContent = written;
+    this.paragraph().append(this.partial);
   }
 
   span(name) {
