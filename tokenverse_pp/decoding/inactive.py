@@ -57,16 +57,23 @@ def inactive_of(loaded: ModelBundle, wanted: Optional[Inactive] = None) -> Inact
     return "strip"
 
 
-def chosen_by_language(lm: Union[str, Path, None], inactive: Inactive) -> bool:
-    """Whether a language model needs the task ``lid``: it is a folder, where the language token selects a file."""
-    return lm is not None and Path(lm).is_dir() and inactive == "suppress"
+def chosen_by_language(
+    lm: Union[str, Path, None], inactive: Inactive, languages: Optional[Sequence[str]] = None
+) -> bool:
+    """Whether a language model needs the task ``lid``: it is a folder, where the language token selects a file.
+
+    With ``strip`` the token is decoded without the task too. But then it can be any of the model's languages, also if
+    ``languages`` are chosen, and a folder may have files for these only.
+    """
+    return lm is not None and Path(lm).is_dir() and (inactive == "suppress" or languages is not None)
 
 
 def search_for(tasks: Sequence[str], search: SearchOptions, inactive: Inactive) -> SearchOptions:
     """Return the search options for these tasks: without ``lid``, the options that need it are removed."""
     if "lid" in tasks:
         return search
-    return replace(search, languages=None, lm=None if chosen_by_language(search.lm, inactive) else search.lm)
+    needs_lid = chosen_by_language(search.lm, inactive, search.languages)
+    return replace(search, languages=None, lm=None if needs_lid else search.lm)
 
 
 def select(

@@ -73,7 +73,7 @@ class UploadModel:
         o = replace(self.options, tasks=tasks)
         if "lid" in tasks or not tasks:  # none: all of them
             return o
-        return replace(o, language=None, lm=None if chosen_by_language(o.lm, self.inactive) else o.lm)
+        return replace(o, language=None, lm=None if chosen_by_language(o.lm, self.inactive, o.language) else o.lm)
 
     def decoding(self, options: TranscribeOptions) -> DecodeOptions:
         """Convert options for a recognizer (raises UserError)."""

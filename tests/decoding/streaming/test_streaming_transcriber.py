@@ -211,6 +211,9 @@ def test_languages_and_their_models_need_the_task_lid(searches):
     stream = transcriber.open()
     transcriber.set_tasks(stream, ["asr"])
     assert stream.searcher.options == default
+    # The folder has files for the chosen languages only; without lid there are no chosen languages.
+    stripping = StreamingTranscriber(loaded, dataclasses.replace(options, inactive="strip"))
+    assert stripping.open(["asr"]).searcher.options == plain
 
 
 @pytest.mark.parametrize("inactive, own", [("suppress", BEAM), ("strip", GREEDY)])
