@@ -357,6 +357,8 @@ class SplitEncoder(ContextEncoder):
         else:
             for module in self._upper():
                 module.requires_grad_(True)
+        # What checkpoints contain. `requires_grad` changes later: ``training.freeze`` and ``train_only`` set it.
+        self.trained_names = {name for name, parameter in backbone.named_parameters() if parameter.requires_grad}
         self.make_context(config)
 
     def _upper(self) -> List[nn.Module]:
@@ -401,10 +403,11 @@ class SplitEncoder(ContextEncoder):
 
     def frozen_prefixes(self) -> Tuple[str, ...]:
         """The weights that training does not change: all but the upper layers, or all but the adapters."""
-        trained = {name for name, parameter in self.backbone.named_parameters() if parameter.requires_grad}
+        parameters = dict(self.backbone.named_parameters())
+        trained = self.trained_names & set(parameters)
         if not trained:  # adapters that have been merged: the upper layers are no longer the pretrained ones
             upper = {id(p) for module in self._upper() for p in module.parameters()}
-            trained = {name for name, parameter in self.backbone.named_parameters() if id(parameter) in upper}
+            trained = {name for name, parameter in parameters.items() if id(parameter) in upper}
         return tuple(f"backbone.{name}" for name in self.backbone.state_dict() if name not in trained)
 
     def unread_prefixes(self) -> Tuple[str, ...]:
