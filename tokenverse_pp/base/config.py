@@ -507,7 +507,7 @@ class TrainingConfig:
     them. Each validation then writes a checkpoint, and the final model is the best one, or the mean of the
     training.keep_best best ones. 0: never."""
     average_last: int = at_least(1, 5)
-    """Latest checkpoints averaged into the final model; at most training.keep_last."""
+    """Latest checkpoints averaged into the final model, without that of step 0; at most training.keep_last."""
     average_period: int = at_least(0, 0)
     """Steps between updates of a running average of the weights; 0: no running average."""
     resume: Union[bool, str] = "auto"

@@ -284,10 +284,16 @@ class Saver:
         return progress, state
 
     def write_model(self) -> str:
-        """Write the mean of the last (``training.patience``: best) checkpoints to ``model/``; return a description."""
+        """Write the mean of the last (``training.patience``: best) checkpoints to ``model/``; return a description.
+
+        The checkpoint of step 0 (``training.valid_first``) can be the best one, but is not one of the last, unless it
+        is the only one: it has not been trained, and has no running average.
+        """
         t = self.config.training
         best = best_checkpoints(self.exp_dir, t.best_by)[: max(1, t.keep_best)] if t.patience else []
-        last = sorted(best) or checkpoint.list_checkpoints(self.exp_dir)[-t.average_last :]
+        found = checkpoint.list_checkpoints(self.exp_dir)
+        trained = [folder for folder in found if checkpoint.step_of(folder) > 0]
+        last = sorted(best) or (trained or found)[-t.average_last :]
         period = t.average_period
         if not best and period and period <= checkpoint.step_of(last[0]) <= checkpoint.step_of(last[-1]) - period:
             weights = average_between(last[0], last[-1])
