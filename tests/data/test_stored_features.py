@@ -106,6 +106,15 @@ def test_encoder_that_is_trained_is_refused(tiny_corpus, tmp_path):
     assert not (tmp_path / "f").exists()
 
 
+def test_a_mixed_cut_is_refused_before_anything_is_encoded(tiny_corpus, parts, tmp_path, monkeypatch):
+    monkeypatch.setattr(StoringJob, "store", None)
+    first, second, third = read_cuts(tiny_corpus)[:3]
+    mixed = [cut.pad(duration=cut.duration + 1, preserve_id=True) for cut in (second, third)]
+    with pytest.raises(UserError, match=f"cut {second.id}: a mixed cut holds no features"):
+        store(parts, [first, *mixed], tmp_path / "f")
+    assert not (tmp_path / "f").exists()
+
+
 def test_features_that_were_deleted_are_named(tiny_corpus, parts, tmp_path):
     (cut,) = store(parts, read_cuts(tiny_corpus)[:1], tmp_path)
     (file,) = tmp_path.rglob("*.npy")

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from lhotse import CutSet
 from lhotse.array import Array
-from lhotse.cut import Cut
+from lhotse.cut import Cut, MixedCut
 from lhotse.features.io import NumpyFilesWriter
 from tqdm import tqdm
 
@@ -134,9 +134,15 @@ def store_features(
 
     Returns:
         The cuts, in their order, with the array's manifest in ``custom``.
+
+    Raises:
+        UserError: the encoder has no frozen half, or a cut is mixed.
     """
     if not encoder.frozen_prefixes():
         raise UserError("only the features of a frozen half can be stored (encoder.kind=frozen or split)")
+    mixed = next((cut for cut in cuts if isinstance(cut, MixedCut)), None)
+    if mixed is not None:  # it has no custom fields of its own
+        raise UserError(f"cut {mixed.id}: a mixed cut holds no features; store the mixed audio first")
     storage_dir.mkdir(parents=True, exist_ok=True)
     key = features_key(chunks)
     if chunks is not None and chunks.full:
