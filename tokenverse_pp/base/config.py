@@ -57,7 +57,7 @@ class EncoderConfig:
     """kind finetune: do not train the convolutions."""
     freeze_layers: int = 0
     """kind finetune: do not train the lowest n transformer layers and the position embedding below them; -1: do not
-    train any part of the transformer."""
+    train any part of the transformer. Not with lora_rank."""
     random_init: bool = False
     """Start from random weights; only sizes are read from config.json (training from scratch, toy models)."""
     gradient_checkpointing: bool = False
