@@ -452,7 +452,7 @@ class OptimConfig:
     vector_lr: float = at_least(0, 1e-2)
     """Learning rate of the task vectors; with training.init_from the default is 5e-3."""
     layer_decay: float = 1.0
-    """Factor on the encoder's learning rate for each layer below the top layer."""
+    """Factor on the encoder's learning rate for each layer below the highest one that runs (encoder.layers)."""
     weight_decay: float = at_least(0, 0.01)
     """Weight decay, not applied to biases, norms and task vectors."""
     warmup_steps: int = 500

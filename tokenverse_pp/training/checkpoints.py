@@ -148,7 +148,8 @@ def changed_options(before: Config, now: Config) -> List[str]:
     ]
 
 
-FORMAT = 2  # of state.json
+# Of state.json. Up to 2, `optim.layer_decay` counted also the layers above the highest one that runs.
+FORMAT = 3
 
 
 class Saver:
@@ -254,9 +255,10 @@ class Saver:
         path = folder / checkpoint.OPTIMIZER
         load_weights(self.model, folder)
         unread = self.model.unread(checkpoint.read_names(folder / checkpoint.WEIGHTS))
-        # Groups, and so the numbers of parameters, depend on the learning rates, which may have changed.
+        # Groups, and so the numbers of parameters, depend on the learning rates, which may have changed (see `FORMAT`).
         theirs = load_config(folder / checkpoint.CONFIG)
-        groups = parameter_groups(self.model, theirs.optim, pretrained_prefixes(theirs), self.undecayed)
+        top = len(self.model.encoder.backbone.layers) if state.get("format") in (None, 1, 2) else None
+        groups = parameter_groups(self.model, theirs.optim, pretrained_prefixes(theirs), self.undecayed, top)
         order = [parameter for group in groups for parameter in group["params"]]  # type: ignore[attr-defined]
         checkpoint.load_optimizer(self.optimizer, checkpoint.read_tensors(path), path, bool(unread), order)
         if self.scaler.is_enabled() and state.get("scaler"):
