@@ -397,7 +397,10 @@ class SplitEncoder(ContextEncoder):
         """See Encoder; runs the upper layers, stacks the chosen hidden states, runs the context network."""
         features = zero_padding(features, lens)
         grid = None if chunks is None else self.grid(chunks).behind(registers)
-        arguments = self.backbone.layer_arguments(features, lens, grid)
+        seen, own = grid, self.backbone.own_chunks
+        if registers and grid is None and own is not None:
+            seen = own.behind(registers)  # the windows stay where they are, and all of them see the registers
+        arguments = self.backbone.layer_arguments(features, lens, seen)
         states = self.backbone.run_layers(features, self.layers, arguments, first=self.split_layer)
         return self.add_context(zero_padding(joined_states(states), lens), lens, grid)
 
