@@ -156,6 +156,10 @@ def test_from_dict_does_not_change_its_argument():
             "tasks.paired=true: .* expected false",
         ),
         (["--tasks.paired=true", "--data.max_cuts=1"], "expected at least 2"),
+        (
+            ["--model.encoder.lora_rank=2", "--model.encoder.freeze_layers=-1"],
+            "--model.encoder.freeze_layers=-1: does nothing with --model.encoder.lora_rank",
+        ),
         (["--optim.clip=0"], "--optim.clip=0.*: expected more than 0"),
         (["--optim.encoder_lr=-1e-4"], "--optim.encoder_lr=-0.0001: expected at least 0"),
         (["--model.loss.delay_penalty=-0.1"], "--model.loss.delay_penalty=-0.1: expected at least 0"),
@@ -165,6 +169,13 @@ def test_from_dict_does_not_change_its_argument():
 def test_options_that_do_not_fit_each_other_are_refused(options, said):
     with pytest.raises(UserError, match=said):
         parse_config(options)
+
+
+def test_a_saved_model_with_frozen_layers_and_adapters_is_read(tmp_path):
+    config = from_dict({"model": {"encoder": {"lora_rank": 2, "freeze_layers": 1}}})
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == config
+    parse_config(["--model.encoder.lora_rank=2", "--model.encoder.freeze_layers=1", "--model.encoder.kind=split"])
 
 
 def test_without_vectors_asr_alone_may_have_any_activation():

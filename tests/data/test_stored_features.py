@@ -13,21 +13,24 @@ from lhotse import CutSet
 from toy_runs import assert_one_line, call, read_cuts, save_frozen_encoder, toy_options, toy_parts
 
 from tokenverse_pp.base import engine
+from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.config_files import save_config
 from tokenverse_pp.base.engine import Parts, ShardEngine
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.cli.main import cli
 from tokenverse_pp.data.access import current_access
-from tokenverse_pp.data.dataset import FEATURES, load_inputs
+from tokenverse_pp.data.dataset import FEATURES, features_key, load_inputs
 from tokenverse_pp.models.stored_features import (
     ORIGIN,
     StoringJob,
     batches_of,
     carry_features,
+    check_features,
     check_origin,
     perturbed,
     store_features,
 )
+from tokenverse_pp.training.inputs import check_data
 from tokenverse_pp.training.log import read_log
 
 
@@ -103,6 +106,15 @@ def test_encoder_that_is_trained_is_refused(tiny_corpus, tmp_path):
     assert not (tmp_path / "f").exists()
 
 
+def test_a_mixed_cut_is_refused_before_anything_is_encoded(tiny_corpus, parts, tmp_path, monkeypatch):
+    monkeypatch.setattr(StoringJob, "store", None)
+    first, second, third = read_cuts(tiny_corpus)[:3]
+    mixed = [cut.pad(duration=cut.duration + 1, preserve_id=True) for cut in (second, third)]
+    with pytest.raises(UserError, match=f"cut {second.id}: a mixed cut holds no features"):
+        store(parts, [first, *mixed], tmp_path / "f")
+    assert not (tmp_path / "f").exists()
+
+
 def test_features_that_were_deleted_are_named(tiny_corpus, parts, tmp_path):
     (cut,) = store(parts, read_cuts(tiny_corpus)[:1], tmp_path)
     (file,) = tmp_path.rglob("*.npy")
@@ -166,6 +178,44 @@ def test_features_are_found_only_where_all_that_training_reads_are_there(parts, 
     assert not carry_features(cuts, config)
     config.encoder.kind = "finetune"
     assert not carry_features(cuts, config)
+
+
+def test_features_in_memory_are_found(parts, stored):
+    """As those of a Shar folder are."""
+    cut = next(iter(stored))
+    in_memory = dataclasses.replace(cut.custom[FEATURES].move_to_memory(), storage_type="memory_npy")
+    cut = dataclasses.replace(cut, custom={**cut.custom, FEATURES: in_memory})
+    assert carry_features([cut], parts.config.model)
+    check_features(cut, parts.config.model.encoder, [FEATURES])
+
+
+def test_all_features_that_a_run_reads_are_looked_up_before_it_starts(parts, stored, toy_tasks, tmp_path):
+    cuts, path = list(stored), str(tmp_path / "cuts.jsonl")
+    chunked = features_key(ChunkOptions(320, 1))
+    cuts[3].custom[chunked] = cuts[3].custom[FEATURES]
+    lost = dataclasses.replace(cuts[9].custom[FEATURES], storage_key="gone.npy")
+    cuts[9] = dataclasses.replace(cuts[9], custom={**cuts[9].custom, FEATURES: lost})
+    config = copy.deepcopy(parts.config)
+    config.data.stored_features = True
+
+    def problem(chosen, chunk_ms=(), **data):
+        CutSet.from_cuts(chosen).to_file(path)
+        config.model.streaming.chunk_ms, config.model.streaming.left_chunks = list(chunk_ms), [1]
+        config.data.train, config.data.valid = data.get("train", []), data.get("valid", [])
+        with pytest.raises(UserError) as caught:
+            check_data(config, toy_tasks)
+            raise UserError("none")
+        return str(caught.value)
+
+    for files in ({"train": [path]}, {"valid": [path]}):
+        assert problem(cuts[:9], **files) == "none"
+        assert problem(cuts, **files).startswith(f"cut {cuts[9].id}: stored features ")
+        assert problem(cuts, **files).endswith("gone.npy: no such file")
+    assert problem(cuts[3:4], [0, 320], train=[path]) == "none"
+    assert problem(cuts[3:5], [0, 320], train=[path]).startswith(f"cut {cuts[4].id}: no stored features of these chunks")
+    assert chunked in problem(cuts[3:5], [0, 320], train=[path], valid=[path])
+    assert problem(cuts[3:5], [0, 320], valid=[path]) == "none"  # validated in full context
+    assert chunked in problem(cuts[3:5], [320, 640], valid=[path])
 
 
 def test_training_on_features_of_another_encoder_is_refused(train_script, tiny_corpus, frozen, stored, tmp_path):

@@ -8,10 +8,13 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 from toy_runs import assert_one_line, call, toy_options
 
+from tokenverse_pp.base.config_files import from_dict
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.cli.main import cli
+from tokenverse_pp.data.tokenizer import train_tokenizer
 from tokenverse_pp.models import checkpoint
-from tokenverse_pp.training.checkpoints import RunningAverage, average, average_between
+from tokenverse_pp.tasks import build_tasks
+from tokenverse_pp.training.checkpoints import RunningAverage, Saver, average, average_between
 
 
 def write(exp_dir, step, value=0.0):
@@ -161,6 +164,29 @@ def test_it_is_the_mean_of_every_period(tmp_path):
     assert found["n"].tolist() == [19]
     with pytest.raises(UserError, match="no period"):
         average_between(folders[7], folders[8])
+
+
+@pytest.mark.parametrize("period", [0, PERIOD])
+def test_final_model_does_not_contain_what_the_run_started_from(tmp_path, period):
+    exp_dir = tmp_path / "exp"
+    t = {"exp_dir": str(exp_dir), "average_last": 5, "average_period": period}
+    saver = Saver(from_dict({"training": t}), None, None, None, train_tokenizer(["ab ba"], build_tasks(["asr"]), 8), 1)
+    saver.prepare([])
+
+    def written():
+        saver.write_model()
+        return checkpoint.read_tensors(exp_dir / "model" / checkpoint.WEIGHTS)["w"]
+
+    start = write(exp_dir, 0, 100.0)
+    assert written().tolist() == [100.0, 100.0]  # there is no other
+    entries, running = history(9), RunningAverage(PERIOD)
+    for step, entry in enumerate(entries, start=1):
+        running.update(entry, step)
+        if step in (3, 9):
+            write_running(exp_dir, step, entry, running)
+    first, last = checkpoint.list_checkpoints(exp_dir)[1:]
+    assert start.is_dir()
+    assert torch.equal(written(), (average_between(first, last) if period else average([first, last]))["w"])
 
 
 @pytest.mark.slow

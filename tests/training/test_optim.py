@@ -11,6 +11,8 @@ from tokenverse_pp.base.config_files import parse_config
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.models import checkpoint
 from tokenverse_pp.models.bundle import load_model, pretrained_prefixes
+from tokenverse_pp.models.compat import grad_scaler
+from tokenverse_pp.training.checkpoints import Saver
 from tokenverse_pp.training.optim import (
     FreezeSchedule,
     loss_scales,
@@ -19,6 +21,7 @@ from tokenverse_pp.training.optim import (
     parameter_groups,
     set_lr,
 )
+from tokenverse_pp.training.steps import Progress
 
 CONFIG = OptimConfig(lr=0.1, encoder_lr=0.01, vector_lr=0.3, weight_decay=0.5, warmup_steps=10)
 
@@ -180,6 +183,66 @@ def test_learning_rate_falls_from_layer_to_layer(tiny_corpus):
     assert rates[id(model.joiner.output.weight)] == 1.0
     with pytest.raises(UserError, match=r"--optim\.layer_decay"):
         parse_config(["--optim.layer_decay=1.5"])
+
+
+# Of the toy encoder's two layers the lower one runs. With the rates below, the groups have another order if both count.
+LOWER = {
+    "model__encoder__kind": "split",
+    "model__encoder__split_layer": 0,
+    "model__encoder__layers": [1],
+    "model__encoder__context_layers": 1,
+    "model__encoder__context_dim": 16,
+    "model__encoder__context_heads": 2,
+    "model__encoder__context_ffn": 24,
+    "model__encoder__context_kernel": 5,
+    "model__encoder__random_init": "false",
+    "optim__lr": 0.07,
+    "optim__encoder_lr": 0.1,
+    "optim__layer_decay": 0.5,
+}
+
+
+@pytest.fixture(scope="module")
+def lower(tiny_corpus, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lower") / "encoder"
+    return {**LOWER, "model__encoder__name": save_frozen_encoder(tiny_corpus, folder)["model__encoder__name"]}
+
+
+def test_learning_rate_falls_from_the_highest_layer_that_runs(tiny_corpus, lower):
+    parts = toy_parts(tiny_corpus, **lower)
+    groups = parameter_groups(parts.model, parts.config.optim, pretrained_prefixes(parts.config))
+    rates = {id(p): group["base_lr"] for group in groups for p in group["params"]}
+    assert {rates[id(p)] for p in parts.model.encoder.backbone.layers[0].parameters()} == {0.1}
+    assert len(parts.model.encoder.backbone.layers) == 2
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_moments_are_those_of_their_parameters_whatever_layers_counted(tiny_corpus, tmp_path, lower, before):
+    """Before format 3 of state.json, layers counted that did not run."""
+    moments = []
+    for step in (3, 0):
+        parts = toy_parts(tiny_corpus, **lower)
+        parts.config.training.exp_dir = str(tmp_path)
+        arguments = (parts.model, parts.config.optim, pretrained_prefixes(parts.config))
+        optimizer = make_optimizer(*arguments)
+        if step and before:
+            optimizer = torch.optim.AdamW(parameter_groups(*arguments, top=2), lr=1.0)
+        saver = Saver(
+            parts.config, parts.model, optimizer, grad_scaler(torch.device("cpu"), "fp32"), parts.tokenizer, 1
+        )
+        if step:
+            for number, parameter in enumerate(p for p in parts.model.parameters() if p.requires_grad):
+                parameter.grad = torch.full_like(parameter, 1.0 + number)
+            optimizer.step()
+            saver.origin["format"] = 2 if before else saver.origin["format"]
+            saver.prepare([])
+            saver.save(Progress(step))
+        else:
+            assert saver.load(checkpoint.checkpoint_dir(tmp_path, 3))[0].step == 3
+        trained = {name: p for name, p in parts.model.named_parameters() if p in optimizer.state}
+        moments.append({name: optimizer.state[p]["exp_avg"] for name, p in trained.items()})
+    assert moments[0].keys() == moments[1].keys() and len(moments[0]) > 20
+    assert all(torch.equal(value, moments[1][name]) for name, value in moments[0].items())
 
 
 def test_run_with_adapters_resumes_and_loads_as_a_plain_encoder(train_script, tiny_corpus, tmp_path):

@@ -268,6 +268,20 @@ def test_checkpoint_with_layers_that_nothing_reads_loads_and_resumes(
     load_model(tmp_path / "old")
 
 
+def test_freezing_does_not_change_which_layers_of_a_split_encoder_are_saved(train_script, tiny_corpus, tmp_path):
+    options = {**SPLIT, "model__encoder__layers": [-1], "data__max_cuts": 1, "training__save_every": 1}
+    options.update(training__freeze="[[0, 1], [1, -1]]", training__average_period=0)
+    for steps in (2, 3):  # the model of each is the average of both stages
+        done = resume(train_script, tiny_corpus, tmp_path / "exp", **options, training__max_steps=steps)
+        assert done.code == 0, done.stderr
+    assert "resuming from step-00000002" in done.stderr
+    folders = checkpoint.list_checkpoints(tmp_path / "exp")
+    names = [set(checkpoint.read_names(folder / checkpoint.WEIGHTS)) for folder in folders]
+    assert len(names) == 3 and names[0] == names[1] == names[2]
+    assert sum("layers.0.attention.q_proj.weight" in name for name in names[0]) == 1
+    load_model(folders[0])
+
+
 def test_optimiser_with_parameters_that_nothing_reads_is_numbered_anew(tmp_path):
     kept = [torch.nn.Parameter(torch.randn(3)) for _ in range(2)]
     unread = [torch.nn.Parameter(torch.randn(3)) for _ in range(2)]

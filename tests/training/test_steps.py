@@ -76,6 +76,19 @@ def test_a_step_is_the_same_whatever_was_drawn_before(tiny_corpus):
     assert not torch.allclose(found[0], weights(parts.model), atol=1e-5)
 
 
+def test_any_seed_is_taken(tiny_corpus, monkeypatch):
+    seeds, set_seed = [], torch.manual_seed
+    monkeypatch.setattr(torch, "manual_seed", lambda seed: seeds.append(seed) or set_seed(seed))
+    parts, stepper, batch = build(tiny_corpus, training__seed=2**70 + 3)
+    for parts.config.training.seed in (42, -1, 5 * 10**9):
+        stepper([batch(0)], 7)
+    weights_seed, small, negative, large = seeds
+    assert weights_seed == 3 and small == (42 * 1_000_003 + 7) * 4096
+    assert large == (5 * 10**9 * 1_000_003 + 7) * 4096 - 2**64
+    set_seed((-1 * 1_000_003 + 7) * 4096)
+    assert negative == torch.initial_seed()
+
+
 def test_step_that_is_not_finite_is_passed_over(tiny_corpus):
     parts, stepper, batch = build(tiny_corpus)
     before = weights(parts.model).clone()

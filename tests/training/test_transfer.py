@@ -22,8 +22,10 @@ from tokenverse_pp.decoding.search import search
 from tokenverse_pp.models import checkpoint
 from tokenverse_pp.models.bundle import ModelBundle, build_model, load_model
 from tokenverse_pp.tasks import build_tasks
+from tokenverse_pp.training.optim import TrainedRows
 from tokenverse_pp.training.transfer import (
     VOCABULARY_ROWS,
+    Before,
     continue_vectors,
     new_below_mean,
     old_row_of_each,
@@ -413,6 +415,43 @@ def test_a_model_with_a_frozen_encoder_starts_one_that_trains_its_upper_layers(c
     audio = [load_inputs(cut) for cut in read_cuts(corpus)[:3]]
     for before, after in zip(*(search(model, audio, ["asr", "scd", "lid"], options) for model in (old, new))):
         assert (after[0].tokens, after[0].frames) == (before[0].tokens, before[0].frames)
+
+
+SPLIT = {
+    "model__encoder__kind": "split",
+    "model__encoder__split_layer": 0,
+    "model__encoder__layers": [-1],
+    "model__encoder__context_layers": 1,
+    "model__encoder__context_dim": 16,
+    "model__encoder__context_heads": 2,
+    "model__encoder__context_ffn": 24,
+    "model__encoder__context_kernel": 5,
+}
+
+
+@pytest.mark.parametrize("mode", ["new", "new_and_joiner"])
+@pytest.mark.parametrize("lora_rank", [0, 2])
+def test_checkpoints_of_a_split_encoder_have_its_trained_layers_also_if_the_run_trains_new_rows_only(
+    train_script, corpus, tmp_path, lora_rank, mode
+):
+    if lora_rank:
+        pytest.importorskip("peft")
+    encoder = {**SPLIT, "model__encoder__lora_rank": lora_rank}
+    old = save_old(corpus, tmp_path / "old", **encoder)
+    saved = set(checkpoint.read_names(tmp_path / "old" / checkpoint.WEIGHTS))
+    assert any("lora_" in name for name in saved) == bool(lora_rank)
+    model = extend(corpus, tmp_path / "old", **encoder)[0].model
+    before = Before(old.tokenizer.vocab_size, list(old.tasks.names), ["feature_vectors"])
+    TrainedRows(model, before, NEW["tasks__names"], mode)
+    assert set(model.checkpoint_state()) == saved
+    if lora_rank and mode == "new":
+        for steps in (1, 2):
+            options = {**encoder, "training__train_only": mode, "model__loss__ctc_scale": 1}
+            done = transfer(train_script, corpus, tmp_path / "exp", tmp_path / "old", steps, **options)
+            assert done.code == 0, done.stderr
+        assert "resuming from step-00000001" in done.stderr
+        assert set(weights(tmp_path / "exp")) == saved
+        load_model(tmp_path / "exp")
 
 
 PLACES = {(): "none", ("feature_vectors",): "features", ("encoder_vectors",): "encoder"}

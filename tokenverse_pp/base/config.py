@@ -57,7 +57,7 @@ class EncoderConfig:
     """kind finetune: do not train the convolutions."""
     freeze_layers: int = 0
     """kind finetune: do not train the lowest n transformer layers and the position embedding below them; -1: do not
-    train any part of the transformer."""
+    train any part of the transformer. Not with lora_rank."""
     random_init: bool = False
     """Start from random weights; only sizes are read from config.json (training from scratch, toy models)."""
     gradient_checkpointing: bool = False
@@ -452,7 +452,7 @@ class OptimConfig:
     vector_lr: float = at_least(0, 1e-2)
     """Learning rate of the task vectors; with training.init_from the default is 5e-3."""
     layer_decay: float = 1.0
-    """Factor on the encoder's learning rate for each layer below the top layer."""
+    """Factor on the encoder's learning rate for each layer below the highest one that runs (encoder.layers)."""
     weight_decay: float = at_least(0, 0.01)
     """Weight decay, not applied to biases, norms and task vectors."""
     warmup_steps: int = 500
@@ -507,7 +507,7 @@ class TrainingConfig:
     them. Each validation then writes a checkpoint, and the final model is the best one, or the mean of the
     training.keep_best best ones. 0: never."""
     average_last: int = at_least(1, 5)
-    """Latest checkpoints averaged into the final model; at most training.keep_last."""
+    """Latest checkpoints averaged into the final model, without that of step 0; at most training.keep_last."""
     average_period: int = at_least(0, 0)
     """Steps between updates of a running average of the weights; 0: no running average."""
     resume: Union[bool, str] = "auto"

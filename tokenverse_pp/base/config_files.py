@@ -13,7 +13,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tupl
 
 import yaml
 
-from tokenverse_pp.base.config import Config, DataConfig, StreamingConfig, TasksConfig, VectorsConfig
+from tokenverse_pp.base.config import Config, DataConfig, EncoderConfig, StreamingConfig, TasksConfig, VectorsConfig
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import yaml_of
 from tokenverse_pp.base.languages import canonical_tag, language_problem
@@ -72,6 +72,7 @@ def parse_config(
         check_config(config)
     # Only before training: models that were trained otherwise still load.
     check_activation(config)
+    check_adapters(config.model.encoder)
     check_languages(config.tasks)
     return config
 
@@ -335,6 +336,15 @@ def check_activation(config: Config) -> None:
                 f"--tasks.{name}={str(wrong[name]).lower()}: with --model.vectors.placement=none nothing tells the "
                 f"model which tasks are active; expected {str(fine).lower()}"
             )
+
+
+def check_adapters(encoder: EncoderConfig) -> None:
+    """Check that no layers are frozen under adapters, which train in all of them (raises UserError)."""
+    if encoder.lora_rank and encoder.freeze_layers and encoder.kind == "finetune":
+        raise UserError(
+            f"--model.encoder.freeze_layers={encoder.freeze_layers}: does nothing with --model.encoder.lora_rank, "
+            "whose adapters are in all layers: expected 0, or kind split with --model.encoder.split_layer"
+        )
 
 
 def check_languages(tasks: TasksConfig) -> None:

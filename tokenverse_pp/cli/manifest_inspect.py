@@ -174,7 +174,9 @@ def to_shar(cuts: str, output_dir: Path, shard_size: int, audio: str, jobs: int)
 )
 @click.option("--bf16", is_flag=True, help="Run the encoder in bfloat16: faster, less exact.")
 @click.option("--max-duration", type=float, default=60.0, show_default=True, help="Seconds of audio encoded at once.")
-@options_from(ChunkOptions, "chunk_ms", "left_chunks", "sinks", chunk_ms={"default": 0}, left_chunks={"default": -1})
+@options_from(
+    ChunkOptions, "chunk_ms", "left_chunks", "sinks", "strict", chunk_ms={"default": 0}, left_chunks={"default": -1}
+)
 @click.option("--sample", type=int, help="Take N cuts at random (seed 0), not all.")
 @jobs_option
 @threads_option

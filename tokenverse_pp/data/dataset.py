@@ -257,17 +257,27 @@ def load_inputs(
 
 def _load_features(cut: Cut, key: str) -> torch.Tensor:
     """The stored features (T, F) of a cut."""
-    if key not in (cut.custom or {}):
-        what = "no stored features" if key == FEATURES else f"no stored features of these chunks ({key})"
-        raise UserError(f"cut {cut.id}: {what}; run `tokenverse-pp manifest store-features` first")
-    check_access((cut.custom or {})[key], f"cut {cut.id}")
+    manifest = features_manifest(cut, key)
     try:
         array = cut.load_custom(key)
     except (OSError, ValueError, EOFError) as error:
-        manifest = (cut.custom or {})[key]
         where = f"{manifest.storage_path}/{manifest.storage_key}"
         raise UserError(f"cut {cut.id}: stored features {where}: cannot be read: {error}") from None
     return torch.from_numpy(np.asarray(array, dtype=np.float32))
+
+
+def features_manifest(cut: Cut, key: str) -> Any:
+    """The manifest of the array of a cut's stored features.
+
+    Raises:
+        UserError: the cut has no features under this key (`features_key`), or they may not be opened.
+    """
+    if key not in (cut.custom or {}):
+        what = "no stored features" if key == FEATURES else f"no stored features of these chunks ({key})"
+        raise UserError(f"cut {cut.id}: {what}; run `tokenverse-pp manifest store-features` first")
+    manifest = (cut.custom or {})[key]
+    check_access(manifest, f"cut {cut.id}")
+    return manifest
 
 
 def audio_files(cut: Cut) -> List[Path]:

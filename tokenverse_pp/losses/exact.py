@@ -18,18 +18,40 @@ from tokenverse_pp.losses.native.lattice import at_least_float32, reduce_loss
 from tokenverse_pp.losses.native.pruned import band_loss
 
 
-class _ClampGrad(torch.autograd.Function):
-    """The identity, whose gradient is clamped to [-limit, limit]."""
+class _Upstream:
+    """The gradient of the losses, (B,), which `_Unscaled` takes out of the backward pass and `_ClampGrad` puts back."""
+
+    grad: Optional[Tensor] = None
+
+
+class _Unscaled(torch.autograd.Function):
+    """The identity of losses (B,); the backward pass goes on with the gradients of each loss itself."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, limit: float):
-        ctx.limit = limit
-        return x.view_as(x)
+    def forward(ctx, losses: Tensor, upstream: _Upstream):
+        ctx.upstream = upstream
+        return losses.view_as(losses)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
-        return grad.clamp(-ctx.limit, ctx.limit), None
+        ctx.upstream.grad = grad
+        return torch.ones_like(grad), None
+
+
+class _ClampGrad(torch.autograd.Function):
+    """The identity of logits (B, ..), whose gradient is clamped to [-limit, limit], then scaled by the upstream one."""
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, limit: float, upstream: _Upstream):
+        ctx.limit, ctx.upstream = limit, upstream
+        return logits.view_as(logits)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        scale = ctx.upstream.grad.view(-1, *[1] * (grad.ndim - 1))
+        return grad.clamp(-ctx.limit, ctx.limit).mul_(scale), None, None
 
 
 def _boundary(logit_lengths: Tensor, target_lengths: Tensor) -> Tensor:
@@ -73,7 +95,8 @@ def rnnt_loss(
       logit_lengths: (B,) frames of each utterance.
       target_lengths: (B,) targets of each utterance.
       blank: id of the blank; negative: counted from the end.
-      clamp: if positive, gradients of the logits are clamped to [-clamp, clamp].
+      clamp: if positive, the gradients of each utterance's loss with respect to its logits are clamped to
+        [-clamp, clamp]; the gradient of that loss (1 / B for `mean`, the scale of mixed precision) is applied after.
       reduction: `none`, `mean` (over the batch) or `sum`.
       fused_log_softmax: False: the logits are log-probabilities already.
 
@@ -85,17 +108,25 @@ def rnnt_loss(
     blank %= vocab
     boundary = _boundary(logit_lengths.to(logits.device), target_lengths)
     targets = _padded_with(blank, targets.to(logits.device), boundary)
+    upstream = _Upstream()
     if clamp > 0:
-        logits = _ClampGrad.apply(logits, clamp)
+        logits = _ClampGrad.apply(logits, clamp, upstream)
     if fused_log_softmax:
-        return native.rnnt_loss(logits, targets, blank, boundary, reduction=reduction)
+        loss = native.rnnt_loss(logits, targets, blank, boundary, reduction="none")
+    else:
+        loss = _loss_of_log_probs(logits, targets, blank, boundary)
+    return reduce_loss(_Unscaled.apply(loss, upstream) if clamp > 0 else loss, reduction)
+
+
+def _loss_of_log_probs(logits: Tensor, targets: Tensor, blank: int, boundary: Tensor) -> Tensor:
+    """The losses (B,) of log-probabilities (B, T, U + 1, V); the other arguments as `rnnt_loss` passes them on."""
+    batch, frames, positions, _ = logits.shape
     with torch.autocast(logits.device.type, enabled=False):
         logits = at_least_float32(logits)
         begins = torch.arange(positions, device=logits.device).expand(batch, frames, -1)
         symbols = torch.nn.functional.pad(targets, (0, 1), value=blank)
         px = logits.gather(3, symbols.view(batch, 1, -1, 1).expand(-1, frames, -1, -1)).squeeze(3)
-        loss = band_loss(px, logits[..., blank], begins, boundary, positions - 1, "regular", 0.0)
-    return reduce_loss(loss, reduction)
+        return band_loss(px, logits[..., blank], begins, boundary, positions - 1, "regular", 0.0)
 
 
 def rnnt_loss_joiner(

@@ -126,7 +126,7 @@ def build_model(config: Config, tasks: TaskSet, tokenizer: Tokenizer, foreign: b
     ``foreign``: see `tokenverse_pp.models.encoders.kinds.load_backbone`.
     """
     set_sizes(config.model)
-    torch.manual_seed(config.training.seed)
+    torch.manual_seed(config.training.seed % 2**64)  # torch takes no larger one
     return Transducer(
         config.model, build_encoder(config.model.encoder, foreign), len(tasks.tasks), tokenizer.vocab_size
     )

@@ -20,17 +20,17 @@ import numpy as np
 import torch
 from lhotse import CutSet
 from lhotse.array import Array
-from lhotse.cut import Cut
+from lhotse.cut import Cut, MixedCut
 from lhotse.features.io import NumpyFilesWriter
 from tqdm import tqdm
 
 import tokenverse_pp
-from tokenverse_pp.base.config import ChunkOptions, ModelConfig
+from tokenverse_pp.base.config import ChunkOptions, ModelConfig, StreamingConfig
 from tokenverse_pp.base.engine import Parts, current_engine
 from tokenverse_pp.base.errors import CONTROL, UserError
 from tokenverse_pp.base.files import check_shared, feed
-from tokenverse_pp.data.access import SourceAccess, allow_sources, current_access
-from tokenverse_pp.data.dataset import FEATURES, batch_digest, collate, features_key, load_inputs
+from tokenverse_pp.data.access import SCHEME, SourceAccess, allow_sources, current_access
+from tokenverse_pp.data.dataset import FEATURES, batch_digest, collate, features_key, features_manifest, load_inputs
 from tokenverse_pp.models.encoders import Encoder, EncoderConfig, build_encoder
 
 ORIGIN = "encoder_features_of"  # cut.custom key: which encoder and layers made the features
@@ -55,20 +55,43 @@ def check_origin(cut: Cut, config: EncoderConfig) -> None:
         )
 
 
+def check_features(cut: Cut, config: EncoderConfig, keys: Iterable[str]) -> None:
+    """Check that a cut has stored features of the configuration's encoder under all ``keys``, and that they exist.
+
+    Files are looked up, not read; other storage is not looked up.
+
+    Raises:
+        UserError: naming the cut and the key or file.
+    """
+    check_origin(cut, config)
+    for key in keys:
+        manifest = features_manifest(cut, key)
+        folder, name = str(manifest.storage_path), str(manifest.storage_key)
+        is_file = manifest.storage_type == NumpyFilesWriter.name and not SCHEME.match(folder)
+        if is_file and not Path(folder, name).is_file():
+            raise UserError(f"cut {cut.id}: stored features {Path(folder, name)}: no such file")
+
+
+def keys_of(streaming: StreamingConfig) -> List[str]:
+    """The keys of the stored features of every chunk setting that training draws, each once."""
+    s = streaming
+    every = product(s.chunk_ms, s.left_chunks, s.sinks) if s.chunk_ms else [(0, -1, 0)]
+    return list(dict.fromkeys(features_key(ChunkOptions(ms, left, sinks, s.strict)) for ms, left, sinks in every))
+
+
 def carry_features(cuts: Iterable[Cut], config: ModelConfig) -> bool:
     """Whether all cuts have stored features of the model's encoder, for every chunk setting that training draws."""
     if config.encoder.kind == "finetune":
         return False
-    s, keys = config.streaming, {FEATURES}
-    if s.chunk_ms:
-        every = product(s.chunk_ms, s.left_chunks, s.sinks)
-        keys = {features_key(ChunkOptions(ms, left, sinks, s.strict)) for ms, left, sinks in every}
+    keys = set(keys_of(config.streaming))
     origin = features_origin(config.encoder)
     for cut in cuts:
         custom = cut.custom or {}
         if custom.get(ORIGIN) != origin or not keys <= set(custom):
             return False
-        if not all(Path(custom[key].storage_path, custom[key].storage_key).exists() for key in keys):
+        arrays = [custom[key] for key in keys]
+        in_files = [array for array in arrays if not isinstance(array.storage_key, bytes)]  # Shar's are in memory
+        if not all(Path(array.storage_path, array.storage_key).exists() for array in in_files):
             return False
     return True
 
@@ -111,9 +134,15 @@ def store_features(
 
     Returns:
         The cuts, in their order, with the array's manifest in ``custom``.
+
+    Raises:
+        UserError: the encoder has no frozen half, or a cut is mixed.
     """
     if not encoder.frozen_prefixes():
         raise UserError("only the features of a frozen half can be stored (encoder.kind=frozen or split)")
+    mixed = next((cut for cut in cuts if isinstance(cut, MixedCut)), None)
+    if mixed is not None:  # it has no custom fields of its own
+        raise UserError(f"cut {mixed.id}: a mixed cut holds no features; store the mixed audio first")
     storage_dir.mkdir(parents=True, exist_ok=True)
     key = features_key(chunks)
     if chunks is not None and chunks.full:

@@ -148,7 +148,8 @@ def changed_options(before: Config, now: Config) -> List[str]:
     ]
 
 
-FORMAT = 2  # of state.json
+# Of state.json. Up to 2, `optim.layer_decay` counted also the layers above the highest one that runs.
+FORMAT = 3
 
 
 class Saver:
@@ -254,9 +255,10 @@ class Saver:
         path = folder / checkpoint.OPTIMIZER
         load_weights(self.model, folder)
         unread = self.model.unread(checkpoint.read_names(folder / checkpoint.WEIGHTS))
-        # Groups, and so the numbers of parameters, depend on the learning rates, which may have changed.
+        # Groups, and so the numbers of parameters, depend on the learning rates, which may have changed (see `FORMAT`).
         theirs = load_config(folder / checkpoint.CONFIG)
-        groups = parameter_groups(self.model, theirs.optim, pretrained_prefixes(theirs), self.undecayed)
+        top = len(self.model.encoder.backbone.layers) if state.get("format") in (None, 1, 2) else None
+        groups = parameter_groups(self.model, theirs.optim, pretrained_prefixes(theirs), self.undecayed, top)
         order = [parameter for group in groups for parameter in group["params"]]  # type: ignore[attr-defined]
         checkpoint.load_optimizer(self.optimizer, checkpoint.read_tensors(path), path, bool(unread), order)
         if self.scaler.is_enabled() and state.get("scaler"):
@@ -284,10 +286,16 @@ class Saver:
         return progress, state
 
     def write_model(self) -> str:
-        """Write the mean of the last (``training.patience``: best) checkpoints to ``model/``; return a description."""
+        """Write the mean of the last (``training.patience``: best) checkpoints to ``model/``; return a description.
+
+        The checkpoint of step 0 (``training.valid_first``) can be the best one, but is not one of the last, unless it
+        is the only one: it has not been trained, and has no running average.
+        """
         t = self.config.training
         best = best_checkpoints(self.exp_dir, t.best_by)[: max(1, t.keep_best)] if t.patience else []
-        last = sorted(best) or checkpoint.list_checkpoints(self.exp_dir)[-t.average_last :]
+        found = checkpoint.list_checkpoints(self.exp_dir)
+        trained = [folder for folder in found if checkpoint.step_of(folder) > 0]
+        last = sorted(best) or (trained or found)[-t.average_last :]
         period = t.average_period
         if not best and period and period <= checkpoint.step_of(last[0]) <= checkpoint.step_of(last[-1]) - period:
             weights = average_between(last[0], last[-1])

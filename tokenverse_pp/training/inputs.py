@@ -17,16 +17,15 @@ from tqdm import tqdm
 from tokenverse_pp.base.config import SAMPLE_RATE, ChunkOptions, Config
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import url_of
-from tokenverse_pp.data.access import check_access
 from tokenverse_pp.data.augment import Augmentation
 from tokenverse_pp.data.dataset import (
-    FEATURES,
     Activation,
     TransducerDataset,
     Unknown,
     UnknownCounts,
     Usable,
     check_recording,
+    features_key,
 )
 from tokenverse_pp.data.distributed import DistributedContext
 from tokenverse_pp.data.editing.shar import is_shar
@@ -38,9 +37,9 @@ from tokenverse_pp.data.samplers import Rounds, TrainSampler, WholeSource, open_
 from tokenverse_pp.data.tokenizer import Tokenizer
 from tokenverse_pp.models.encoders import Encoder
 from tokenverse_pp.models.encoders.base import make_frames_of
-from tokenverse_pp.models.stored_features import carry_features, check_origin
+from tokenverse_pp.models.stored_features import carry_features, check_features, keys_of
 from tokenverse_pp.tasks import TaskSet
-from tokenverse_pp.training.validation import training_chunks
+from tokenverse_pp.training.validation import training_chunks, validation_chunks
 
 LOG = logging.getLogger(__name__)
 ALONE = DistributedContext()
@@ -260,17 +259,25 @@ def check_sample(path: str, config: Config, world: DistributedContext, most: Opt
         most: size of the sample; None: ``data.validate_audio``.
 
     Raises:
-        UserError: naming the first cut whose audio is missing.
+        UserError: naming the first cut whose audio is missing, or its features in a chunk setting of the run.
     """
     source = open_source(path)
     most = config.data.validate_audio if most is None else most
     count = source.count if most is None else min(most, source.count)
     cuts = islice(source.spread(count), world.rank, None, world.size)
     total = len(range(world.rank, count, world.size))
+    keys = keys_read(path, config)
     for cut in tqdm(cuts, "audio", total, leave=False, disable=None if world.is_first else True):
         if config.data.stored_features:
-            check_origin(cut, config.model.encoder)
-            stored = [value for key, value in (cut.custom or {}).items() if key.startswith(FEATURES)]
-            check_access(stored, f"cut {cut.id}")
+            check_features(cut, config.model.encoder, keys)
         else:
             check_recording(cut)
+
+
+def keys_read(path: str, config: Config) -> List[str]:
+    """The keys of the stored features that a run reads of a file of ``data.train`` or ``data.valid``, or of both."""
+    keys = keys_of(config.model.streaming) if path in config.data.train else []
+    if path in config.data.valid:
+        chunks = validation_chunks(config)  # draws from one setting only
+        keys.append(features_key(chunks([], 0) if chunks else None))
+    return keys

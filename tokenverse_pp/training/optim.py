@@ -23,7 +23,11 @@ ALL = -1  # layers of the encoder
 
 
 def parameter_groups(
-    model: nn.Module, config: OptimConfig, pretrained: Tuple[str, ...], undecayed: Collection[str] = ()
+    model: nn.Module,
+    config: OptimConfig,
+    pretrained: Tuple[str, ...],
+    undecayed: Collection[str] = (),
+    top: Optional[int] = None,
 ) -> List[Dict[str, object]]:
     """Parameter groups for AdamW, one per learning rate and weight decay.
 
@@ -34,9 +38,10 @@ def parameter_groups(
         config: learning rates and decay.
         pretrained: name prefixes of pretrained parameters.
         undecayed: names of other parameters without weight decay.
+        top: see `layers_below_top`.
     """
     groups: Dict[Tuple[float, float], List[nn.Parameter]] = {}
-    below = layers_below_top(model) if config.layer_decay != 1 else {}
+    below = layers_below_top(model, top) if config.layer_decay != 1 else {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             is_vector = name.endswith("vectors.table")
@@ -52,18 +57,23 @@ def parameter_groups(
     ]
 
 
-def layers_below_top(model: nn.Module) -> Dict[int, int]:
-    """Return for each parameter of the pretrained encoder (by ``id``) the number of layers above it.
+def layers_below_top(model: nn.Module, top: Optional[int] = None) -> Dict[int, int]:
+    """Return for each parameter of the pretrained encoder (by ``id``) the number of running layers above it.
 
-    0 for the highest layer and the final norm; the number of layers for parameters below the lowest layer.
+    0 for the highest layer that runs and the final norm; the number of layers that run for parameters below the lowest.
+
+    Args:
+        model: has the encoder; the result is empty for another module.
+        top: number of layers to count, from the lowest; None: those that run (`Encoder.highest_layer`).
     """
-    backbone = getattr(getattr(model, "encoder", None), "backbone", None)
-    if backbone is None:
+    encoder = getattr(model, "encoder", None)
+    backbone = getattr(encoder, "backbone", None)
+    if encoder is None or backbone is None:
         return {}
-    count = len(backbone.layers)
+    count = encoder.highest_layer if top is None else top
     below = {id(parameter): count for parameter in backbone.parameters()}
     for number, layer in enumerate(backbone.layers):
-        below.update((id(parameter), count - 1 - number) for parameter in layer.parameters())
+        below.update((id(parameter), max(0, count - 1 - number)) for parameter in layer.parameters())
     if backbone.final_norm is not None:
         below.update((id(parameter), 0) for parameter in backbone.final_norm.parameters())
     return below

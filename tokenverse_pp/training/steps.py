@@ -121,7 +121,8 @@ class Stepper:
         c = self.config
         update = step - skipped
         # Dropout and masks depend only on seed, step and rank: a resumed run needs no stored RNG states.
-        torch.manual_seed((c.training.seed * 1_000_003 + step) * 4096 + self.world.rank)
+        seed = (c.training.seed * 1_000_003 + step) * 4096 + self.world.rank
+        torch.manual_seed(seed % 2**64)  # torch takes no larger one
         simple_scale, pruned_scale = loss_scales(update, c.model.loss)
         ctc_scale = c.model.loss.ctc_scale
         # Forward and backward. Nothing is read back from a GPU before the end of the step.

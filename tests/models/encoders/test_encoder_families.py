@@ -300,3 +300,30 @@ def test_too_short_utterances_are_refused(saved):
     for family in ("parakeet-ctc", "nemotron", "w2v-bert", "moonshine", "qwen3-asr"):
         with pytest.raises(UserError, match=r"0 samples|60 samples"):
             build(saved(family)).extract(torch.zeros(2, 4000), torch.tensor([4000, 0 if family == "qwen3-asr" else 60]))
+
+
+def frames_seen(encoder, size, registers, chunks=None):
+    """The audio frames and registers that each frame of the backbone's output depends on, (T, T) bool."""
+    size += registers
+    generator = torch.Generator().manual_seed(2)
+    features = torch.randn(1, size, encoder.feature_dim, generator=generator).repeat(size + 1, 1, 1)
+    places = torch.arange(size)
+    features[places, places] += torch.randn(size, encoder.feature_dim, generator=generator)  # one in each row
+    lens = torch.full((size + 1,), size)
+    encoder.add_context = lambda states, lens, grid: (states, lens)
+    with torch.no_grad():
+        out, _ = encoder.contextualise(features, lens, chunks, registers)
+    return ((out[:-1] - out[-1]).abs().amax(2) > 1e-6).T
+
+
+@pytest.mark.parametrize(
+    "family, chunk_ms, size", [("nemotron", 160, 11), ("qwen3-asr", 1000, 30), ("moonshine", 80, 13)]
+)
+def test_windows_of_the_encoder_stay_where_they_are_behind_registers_which_all_frames_see(
+    saved, family, chunk_ms, size
+):
+    encoder = build(saved(family), "split", split_layer=2, layers=[-1], stack=1).eval()
+    for chunks in (None, ChunkOptions(chunk_ms, left_chunks=1)):
+        alone, behind = (frames_seen(encoder, size, registers, chunks) for registers in (0, 3))
+        assert not alone.all() and torch.equal(behind[3:, 3:], alone)
+        assert behind[:, :3].all()

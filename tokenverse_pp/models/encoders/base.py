@@ -258,6 +258,7 @@ class Backbone(nn.Module, ABC):
     streams: bool = False  # whether `decoding.streaming` can run it chunk by chunk, with state kept between them
     exports: bool = True  # whether `onnx` can export it
     max_samples: Optional[int] = None  # of an utterance in full context
+    own_chunks: Optional[ChunkGrid] = None  # what frames see without chunk options; None: all frames
 
     def __init__(self) -> None:
         super().__init__()

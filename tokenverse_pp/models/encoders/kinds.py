@@ -357,6 +357,8 @@ class SplitEncoder(ContextEncoder):
         else:
             for module in self._upper():
                 module.requires_grad_(True)
+        # What checkpoints contain. `requires_grad` changes later: ``training.freeze`` and ``train_only`` set it.
+        self.trained_names = {name for name, parameter in backbone.named_parameters() if parameter.requires_grad}
         self.make_context(config)
 
     def _upper(self) -> List[nn.Module]:
@@ -395,16 +397,20 @@ class SplitEncoder(ContextEncoder):
         """See Encoder; runs the upper layers, stacks the chosen hidden states, runs the context network."""
         features = zero_padding(features, lens)
         grid = None if chunks is None else self.grid(chunks).behind(registers)
-        arguments = self.backbone.layer_arguments(features, lens, grid)
+        seen, own = grid, self.backbone.own_chunks
+        if registers and grid is None and own is not None:
+            seen = own.behind(registers)  # the windows stay where they are, and all of them see the registers
+        arguments = self.backbone.layer_arguments(features, lens, seen)
         states = self.backbone.run_layers(features, self.layers, arguments, first=self.split_layer)
         return self.add_context(zero_padding(joined_states(states), lens), lens, grid)
 
     def frozen_prefixes(self) -> Tuple[str, ...]:
         """The weights that training does not change: all but the upper layers, or all but the adapters."""
-        trained = {name for name, parameter in self.backbone.named_parameters() if parameter.requires_grad}
+        parameters = dict(self.backbone.named_parameters())
+        trained = self.trained_names & set(parameters)
         if not trained:  # adapters that have been merged: the upper layers are no longer the pretrained ones
             upper = {id(p) for module in self._upper() for p in module.parameters()}
-            trained = {name for name, parameter in self.backbone.named_parameters() if id(parameter) in upper}
+            trained = {name for name, parameter in parameters.items() if id(parameter) in upper}
         return tuple(f"backbone.{name}" for name in self.backbone.state_dict() if name not in trained)
 
     def unread_prefixes(self) -> Tuple[str, ...]:

@@ -26,8 +26,11 @@ class MoonshineBackbone(Backbone):
 
     Each layer sees a window of frames, ``sliding_windows`` in its configuration: (past frames plus its own, future
     frames plus one). transformers' convolutions count more valid frames in a padded batch than without padding; here
-    the number does not depend on padding. With chunks, a window is cut at the end of a frame's chunk.
+    the number does not depend on padding. With chunks, a window is cut at the end of a frame's chunk. Register frames
+    are seen beside the window.
     """
+
+    own_chunks = ChunkGrid(2**40, 0)  # without chunk options, windows are not cut
 
     def __init__(self, encoder: Any) -> None:
         super().__init__()
@@ -68,6 +71,8 @@ class MoonshineBackbone(Backbone):
         masks = {}
         for back, forward in set(self.windows):
             seen = (ahead > -back) & (ahead < max(forward, 1))
+            if grid is not None and grid.registers:
+                seen = seen | (frames < grid.registers)
             if allowed is not None:
                 seen = seen & (allowed if grid is None or grid.strict else allowed | (ahead > 0))
             masks[back, forward] = attention_bias(lens, size, x.device, seen)

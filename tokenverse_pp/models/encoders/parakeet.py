@@ -127,6 +127,7 @@ class NemotronBackbone(ParakeetBackbone):
 
     normalises_bins = False
     mel_right = 0
+    own_chunks: ChunkGrid
 
     def __init__(self, encoder: Any, extractor: Any) -> None:
         super().__init__(encoder, extractor)

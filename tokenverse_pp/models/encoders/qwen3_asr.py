@@ -55,6 +55,8 @@ class Qwen3AsrBackbone(Backbone):
     Unlike in Qwen's own code, utterances of less than 0.5 s are not padded with silence.
     """
 
+    own_chunks: ChunkGrid
+
     def __init__(self, encoder: Any) -> None:
         super().__init__()
         config = encoder.config
@@ -65,7 +67,7 @@ class Qwen3AsrBackbone(Backbone):
         self.hidden_size, self.window = config.d_model, 2 * config.n_window
         self.window_frames = int(halved(torch.tensor(self.window)))
         self.window_samples = self.window * self.log_mel.hop
-        self.attention_frames = config.n_window_infer // self.window * self.window_frames
+        self.own_chunks = ChunkGrid(config.n_window_infer // self.window * self.window_frames, 0, left_chunks=0)
         self.frame_shift = self.window_samples / self.window_frames / SAMPLE_RATE
         self.hop, self.receptive = self.window_samples // self.window_frames, self.window_samples
 
@@ -105,8 +107,8 @@ class Qwen3AsrBackbone(Backbone):
 
     def layer_arguments(self, x: Tensor, lens: Tensor, grid: Optional[ChunkGrid] = None) -> Dict[str, Any]:
         """See Backbone: the attention mask."""
-        own = ChunkGrid(self.attention_frames, 0, left_chunks=0)
-        return {"bias": attention_bias(lens, x.shape[1], x.device, chunk_mask(x.shape[1], grid or own, x.device))}
+        seen = chunk_mask(x.shape[1], grid or self.own_chunks, x.device)
+        return {"bias": attention_bias(lens, x.shape[1], x.device, seen)}
 
     def freeze_embedding(self) -> None:
         """Stop training the convolutions (their projection stays trainable)."""
