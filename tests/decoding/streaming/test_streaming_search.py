@@ -219,10 +219,37 @@ def test_a_span_that_both_know_stays_open(first, then):
     assert allowed_after("▁a [NE] ▁b", old, new, "[NE] [/NE] ▁a c") == ["[/NE]", "▁a", "c"]
 
 
-@pytest.mark.parametrize("force, expected", [(False, ["▁a", "c"]), (None, ["[FR]", "[NL]"]), (True, ["[FR]", "[NL]"])])
-def test_languages_when_lid_is_switched_on(force, expected):
-    new = constraints_of("lid", force_language=force)
-    assert allowed_after("▁a", constraints_of("asr"), new, "[FR] [NL] ▁a c") == expected
+@pytest.mark.parametrize("force", [False, None, True])
+def test_languages_when_lid_is_switched_on(force):
+    """At a stream's start a language comes first; a stream that has begun goes on without one."""
+    old, new = constraints_of("ner", "scd"), constraints_of("ner", "scd", "lid", force_language=force)
+    first = ["[FR]", "[NL]"] if force is not False else ["[NE]", "[FR]", "[NL]", "▁a", "c"]
+    assert allowed_after("", old, new, "[NE] [/NE] [SCD] [FR] [NL] ▁a c") == first
+    for text, expected in (
+        ("▁a", "[NE] [SCD] ▁a c"),
+        ("▁a [NE]", "▁a c"),
+        ("[NE] ▁a", "[/NE] [SCD] ▁a c"),
+        ("▁", "[NE] ▁a c"),
+    ):
+        assert allowed_after(text, old, new, "[NE] [/NE] [SCD] [FR] [NL] ▁a c") == expected.split()
+    # Nothing is left of a text that the new tasks cannot write: the stream is at its start.
+    only_lid = constraints_of("lid", force_language=True)
+    assert allowed_after("[NE]", old, only_lid, "[NE] [FR] ▁a") == ["[FR]"]
+
+
+@pytest.mark.parametrize("method", ["greedy", "beam"])
+def test_a_stream_is_not_silenced_by_lid(model_of, method):
+    """Switched on after the first words, a language that must come first changes nothing: words go on without it."""
+    model = model_of(8, [90])
+    search = StreamingSearch(model.predictor, model.joiner, SearchOptions(method, 3))
+    begin, rest = outputs(model)[0].split([30, 60])
+    _, (state,) = search.step([begin], [search.start(constraints_of("scd", "ner"))])
+    found = []
+    for force in (True, False):
+        (one,), _ = search.step([rest], [search.change(state, constraints_of(*ALL, force_language=force))])
+        found.append([VOCABULARY.all[token.id] for token in (*one.settled, *one.open) if token.frame >= 30])
+    assert found[0] == found[1] and not {"[FR]", "[NL]"} & set(found[0])
+    assert len([piece for piece in found[0] if not piece.startswith("[")]) > 5
 
 
 @pytest.mark.parametrize("options", [{"method": "full_beam"}, {"method": "k2_fast_beam"}, {"beam": 4, "nbest": 2}])

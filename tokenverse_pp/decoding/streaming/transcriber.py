@@ -294,10 +294,10 @@ class StreamingTranscriber:
 
         The constraints of the search continue from the text so far: an ``[NE]`` that is open when ``ner`` is switched
         off is given up (it is never closed, and `parse` drops it); if ``ner`` stays on, it stays open. A language token
-        comes first at the stream's start and after ``lid`` is switched on; with ``force_language=False`` it is optional
-        at the start, and never written later. With ``inactive=strip`` all tasks are always decoded: only the tokens in
-        the events change, starting with the first token that is not final yet; a language token that the search wrote
-        before is not bound to the stream's languages.
+        comes before all other text (with ``force_language=False`` it is optional there), also if ``lid`` is switched on
+        before anything is written; a stream that has written something writes none any more. With ``inactive=strip``
+        all tasks are always decoded: only the tokens in the events change, starting with the first token that is not
+        final yet; a language token that the search wrote before is not bound to the stream's languages.
 
         Raises:
             UserError: naming the stream, if it is closed, or for a task that the model does not know.
