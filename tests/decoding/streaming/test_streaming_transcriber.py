@@ -28,6 +28,7 @@ from tokenverse_pp.decoding.hypothesis import Calibration, Curve
 from tokenverse_pp.decoding.recognizer import Recognizer
 from tokenverse_pp.decoding.scorer import bonus_for
 from tokenverse_pp.decoding.search import search_frames
+from tokenverse_pp.decoding.streaming.search import StreamingSearch
 from tokenverse_pp.decoding.streaming.transcriber import StreamingOptions, StreamingTranscriber
 from tokenverse_pp.models.bundle import ModelBundle, load_model
 
@@ -295,14 +296,11 @@ def test_reset_at_an_endpoint():
     audio = noise(32000)
     events = heard(reset, audio, random.Random(2))
     assert events == heard(reset, audio)
-    out, expected = full_pass(reset, audio), []
-    while len(out):
-        best = search_of(reset, out, TASKS.names)
-        ends = [frame for token, frame in zip(best.tokens, best.frames) if VOCABULARY.all[token] == "[ENDP]"]
-        end = ends[0] + 1 if ends else len(out)
-        expected += [VOCABULARY.all[t] for t, frame in zip(best.tokens, best.frames) if frame < end]
-        out = out[end:]
-    assert expected.count("[ENDP]") > 3
+    model, constraints = reset.loaded.model, constraints_for(TASKS, TASKS.names, VOCABULARY)
+    search = StreamingSearch(model.predictor, model.joiner, GREEDY, endpoint=VOCABULARY.id_of("[ENDP]"))
+    ((found,), _) = search.step([full_pass(reset, audio)], [search.start(constraints)])
+    expected = VOCABULARY.pieces([token.id for token in found.settled])
+    assert expected.count("[ENDP]") > 3 and ("[ENDP]", "[SCD]") in itertools.pairwise(expected)
     assert "".join(w.text for w in finals(events)) == "".join(expected).replace("▁", "")
     assert finals(heard(plain, audio)) != finals(events)
     with pytest.raises(UserError, match="reset_at_endpoint"):
