@@ -42,7 +42,7 @@ from tokenverse_pp.cli.options import (
 )
 from tokenverse_pp.data.labels import labelled_tasks, validate_cuts
 from tokenverse_pp.data.manifests import read_cuts
-from tokenverse_pp.evaluation.scoring import score_table
+from tokenverse_pp.evaluation.scoring import score_table, was_decoded
 
 SILENCES = {  # where those of eot-bench are from
     "data": "silence_spans of the data",
@@ -135,7 +135,7 @@ def slue_voxpopuli(raw: bool, **given: Any) -> None:
     examples = [
         example
         for example, cut in found.pairs
-        if "ner" in labelled_tasks(cut) and "ner" in found.hyps[cut.id].get("tasks", ["ner"])
+        if "ner" in labelled_tasks(cut) and was_decoded("ner", found.hyps[cut.id])
     ]
     if len(examples) < len(found.pairs):
         rest = f"{len(found.pairs) - len(examples)} of {len(found.pairs)} cuts"

@@ -91,8 +91,8 @@ def hypothesis(said):
     return Hypothesis(tokens, frames, (-0.1,) * len(said), -1.0, -1.0)
 
 
-def merged(windows):
-    merger = Merger(PIECES, TASKS, SHIFT, CONSTRAINTS)
+def merged(windows, constraints=CONSTRAINTS):
+    merger = Merger(PIECES, TASKS, SHIFT, constraints)
     for window in windows:
         merger.add(*window)
     tokens, frames, log_probs = merger.result()
@@ -179,6 +179,18 @@ def test_the_language_is_that_of_the_first_window_with_words():
     assert merged([silent, window(550, "[FR] 560")]) == (["[NL]"], [20])
     assert merged([window(0, "▁a 10"), second]) == (["▁a", "▁b"], [10, 1300])
     assert merged([window(0, ""), window(550, "")]) == ([], [])
+
+
+def test_the_language_stays_if_all_words_are_those_of_the_next_window():
+    """Where speech begins at the end of a window; a language must come first, so all would be lost without it."""
+    forced = constraints_for(TASKS, TASKS.names, VOCABULARY)
+    right = "[NL] 660 ▁a 672 ▁b 680 ▁c 720 [NE] 790 ▁d 800 [/NE] 810"
+    for left, first in (("[FR] 670 ▁a 672 ▁b 680", 670), ("[FR] 690 ▁j 692", 672)):
+        windows = window(0, left), window(550, right), window(1100, "[NL] 1101 ▁e 1300")
+        said = ["[FR]", "▁a", "▁b", "▁c", "[NE]", "▁d", "[/NE]", "▁e"], [first, 672, 680, 720, 790, 800, 810, 1300]
+        assert merged(windows, forced) == merged(windows) == said
+    # Nothing is heard in the next window: the words were none.
+    assert merged([window(0, "[FR] 690 ▁j 692"), window(550, "")], forced) == (["[FR]"], [690])
 
 
 def test_equal_words_meet_themselves():

@@ -283,6 +283,20 @@ def test_words_are_read_from_plain_and_packed_lists(tmp_path):
     assert read_words(plain) == read_words(packed) == {"the": 50002.0, "cat": 3.5}
 
 
+@pytest.mark.parametrize("sum_", [1, 0.6, 1.01, 100, 149])
+def test_shares_weigh_as_much_as_rates_per_million(tmp_path, sum_):
+    path, words = tmp_path / "en.tsv", {"the": 0.5153, "cat": 0.4846, "sat": 1e-4}
+    path.write_text("".join(f"{word}\t{sum_ * share}\n" for word, share in words.items()), encoding="utf-8")
+    assert read_words(path) == pytest.approx({word: 1e6 * share for word, share in words.items()})
+
+
+@pytest.mark.parametrize("counts", [{"the": 1.0, "cat": 1.0}, {"the": 100.0, "cat": 50.0}, {"the": 150.0, "cat": 0.5}])
+def test_counts_and_rates_stay_as_they_are(tmp_path, counts):
+    path = tmp_path / "en.tsv"
+    path.write_text("".join(f"{word}\t{count:g}\n" for word, count in counts.items()), encoding="utf-8")
+    assert read_words(path) == counts
+
+
 @pytest.mark.parametrize("line", ["the", "the\tmany", "the\t0", "the\t-1", "the\tnan", "the\tinf", "the cat\t3", "\t3"])
 def test_a_line_that_is_no_word_is_named(tmp_path, line):
     path = tmp_path / "en.tsv"

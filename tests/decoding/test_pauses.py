@@ -124,6 +124,33 @@ def test_chunk_by_chunk_a_stream_has_the_curve_of_the_whole(case, random_):
             assert pause == pytest.approx(curve[end - 1], abs=1e-6)
 
 
+@given(written(), st.data())
+@settings(deadline=None, max_examples=50)
+def test_frames_before_endp_is_switched_on_do_not_count(case, data):
+    """The reader follows the words meanwhile: the context is known, and a pause that lasts goes on."""
+    model, tokens, frames, count = case
+    reader, out, h = reader_of(model), model.encoder_out[0], hazards(model, tokens, frames, count)
+    line = [Token(i, t, 0.0) for i, t in zip(tokens, frames)]
+    edges = sorted({0, count, *(data.draw(st.integers(0, count)) for _ in range(3))})
+    on = data.draw(st.sampled_from(edges))
+    memory, final = PauseMemory(), 0
+    for first, end in zip(edges, edges[1:]):
+        heard = sum(t < end for t in frames)
+        now = data.draw(st.integers(final, heard))
+        found = Found(line[final:now], line[now:heard])
+        final = now
+        if end <= on:
+            memory = reader.follow(found, memory)
+            continue
+        (pause,), (memory,) = reader.step([out[first:end]], [first], [found], [memory])
+        words = [t for i, t in zip(tokens, frames) if i in WORDS and t < end]
+        if not words or words[-1] == end - 1:
+            assert pause is None
+        else:
+            left = math.prod(1 - h[t] for t in range(max(words[-1] + 1, on), end))
+            assert pause == pytest.approx(1 - left, abs=1e-6)
+
+
 def test_streams_of_a_batch_and_chunks_without_frames_do_not_meet():
     model = MODELS[0]
     reader, out = reader_of(model), model.encoder_out[0]

@@ -1,5 +1,8 @@
 """A tokenizer of few pieces, and what makes a hypothesis well-formed (pytest puts this folder on the path)."""
 
+import numpy as np
+
+from tokenverse_pp.decoding.constraints import Constraints
 from tokenverse_pp.tasks import build_tasks, parse
 from tokenverse_pp.tasks.transcript import is_task_token, word_spans
 
@@ -26,6 +29,13 @@ class Vocabulary:
 
 def know(*names, languages=("fr", "nl"), types=()):
     return build_tasks(names, {"lid": {"languages": list(languages)}, "ner": {"types": list(types)}})
+
+
+def begun(constraints, tokens):
+    """Constraints on what may follow these tokens."""
+    state = constraints.after(tokens)
+    weights, following = constraints.weights, constraints.following + 1
+    return Constraints(np.concatenate([weights[[state]], weights]), np.concatenate([following[[state]], following]))
 
 
 def kept_text(words):

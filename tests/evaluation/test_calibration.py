@@ -123,6 +123,8 @@ def test_tasks_that_are_not_labelled_or_were_not_decoded_count_not():
     words = [("[FR]", 0.9), ("oui", 0.8), ("[ENDP]", 0.7)]
     assert judge(some, hyp(some.id, words), TASKS).tasks == [(0.9, True)]
     assert judge(CUT, hyp(CUT.id, SAID, tasks=["asr", "scd"]), TASKS).tasks == [(0.6, True)]
+    # A hypothesis without a list of tasks was decoded with all of them.
+    assert judge(CUT, hyp(CUT.id, SAID, tasks=None), TASKS) == judge(CUT, hyp(CUT.id, SAID), TASKS)
 
 
 def test_raw_confidences_are_taken_where_there_are_any():

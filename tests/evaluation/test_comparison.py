@@ -9,7 +9,7 @@ from labelled_cuts import make_cut
 from lhotse import CutSet
 
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.evaluation.comparison import compare_decodings, count_utterances, counts_of
+from tokenverse_pp.evaluation.comparison import compare_decodings, count_utterances, counts_of, tasks_in_common
 from tokenverse_pp.evaluation.scoring import find_prf, score_hypotheses
 
 WORDS = "een twee drie vier vijf zes zeven acht".split()
@@ -76,6 +76,32 @@ def test_the_better_of_two_is_seen():
     assert found["ner exact"].utterances == 20 and not any(name.endswith("recall") for name in found)
     some = compare_decodings([good], [bad], among=[f"c{i}" for i in range(10)], resamples=500)
     assert some["wer"].utterances == 10 and some["ner exact"].utterances == 5
+
+
+def entity_f1(cuts, a, b):
+    """Exact F1 of entities in two decodings, as `compare` scores them."""
+    tasks = tasks_in_common(cuts, [a, b])
+    found = compare_decodings(*([count_utterances(cuts, hyps, tasks)] for hyps in (a, b)), resamples=100)["ner exact"]
+    return found.a, found.b
+
+
+def test_entities_of_both_are_scored_alike():
+    """With types or without them, and of the same references."""
+    turn = {"text": "amélie chante", "entities": [{"start": 0, "end": 6, "type": "PER"}]}
+    bare = {"text": "amélie rit", "entities": [{"start": 0, "end": 6}]}
+    cuts = [make_cut("typed", [turn], ["asr", "ner"]), make_cut("bare", [bare], ["asr", "ner"])]
+
+    def said(opening):
+        words = {"typed": "chante", "bare": "rit"}
+        start = f"{opening} amélie [/NE]" if opening else "amélie"
+        return [{"id": name, "text": f"{start} {word}"} for name, word in words.items()]
+
+    assert entity_f1(cuts, said("[NE:PER]"), said("[NE:LOC]")) == (1, 0.5)
+    assert entity_f1(cuts, said("[NE:LOC]"), said("[NE]")) == (1, 1)  # types do not count, B has none
+    assert entity_f1(cuts, said("[NE:PER]"), said("")) == (1, 0)  # no entity: types count
+    assert entity_f1(cuts, said("[NE:LOC]"), [said("[NE:PER]")[0], said("")[1]]) == (0.5, pytest.approx(2 / 3))
+    counted = count_utterances(cuts, said("[NE]"), tasks_in_common(cuts, [said("[NE]"), said("[NE:PER]")]))
+    assert counted == count_utterances(cuts, said("[NE]"))
 
 
 def write(path, hyps):

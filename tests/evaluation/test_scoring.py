@@ -118,6 +118,13 @@ def test_wer_by_corpus_and_language():
 def test_types_count_only_where_hypotheses_have_them():
     assert score_hypotheses([FULL], [hyp("full", "bonjour [NE] amélie [/NE]")])["ner"]["exact"]["f1"] == 1
     assert score_hypotheses([FULL], [hyp("full", "bonjour [NE:PER] amélie [/NE]")])["ner"]["exact"]["f1"] == 1
+    bare = make_cut("bare", [{"text": "amélie rit", "entities": [{"start": 0, "end": 6}]}], ["asr", "ner"])
+    typed = [hyp("full", "bonjour [NE:PER] amélie [/NE]"), hyp("bare", "[NE:PER] amélie [/NE] rit")]
+    for model in (None, build_tasks(["asr", "ner"], {"ner": {"types": ["PER"]}})):
+        # A reference without a type is found by its phrase, and missed where nothing is found.
+        for said, tp, fn in ((typed, 2, 0), ([typed[0], hyp("bare", "amélie rit")], 1, 1)):
+            found = score_hypotheses([FULL, bare], said, model)["ner"]
+            assert all((found[kind]["tp"], found[kind]["fn"]) == (tp, fn) for kind in ("exact", "soft", "label"))
     wrong = score_hypotheses([FULL], [hyp("full", "bonjour [NE:NUM] amélie [/NE]")])["ner"]["exact"]
     assert (wrong["fp"], wrong["fn"]) == (1, 1)
 

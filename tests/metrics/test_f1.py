@@ -104,7 +104,8 @@ def test_positions_are_pooled():
     assert scores["recall"] == pytest.approx(1 / 3)
 
 
-phrases = st.lists(st.tuples(st.sampled_from(["ab", "abc", "xb", "y"]), st.sampled_from([None, "A", "B"])), max_size=5)
+WORDS = ["ab", "abc", "xb", "y"]
+phrases = st.lists(st.tuples(st.sampled_from(WORDS), st.sampled_from(["A", "B", "C"])), max_size=5)
 graphs = st.integers(1, 7).flatmap(lambda n: st.lists(st.lists(st.integers(0, n), unique=True), max_size=7))
 
 
@@ -144,6 +145,16 @@ def test_exact_and_label_equal_slue(examples):
         assert scores["exact"]["f1"] == pytest.approx(slue_f1(examples))
         tags = [tuple([("phrase", tag) for _, tag in side] for side in example) for example in examples]
         assert scores["label"]["f1"] == pytest.approx(slue_f1(tags))
+    assert scores["exact"]["tp"] <= scores["soft"]["tp"] <= scores["label"]["tp"]
+
+
+@given(st.lists(st.tuples(st.sampled_from(WORDS), st.sampled_from(["A", "B", None])), max_size=5), phrases)
+def test_a_reference_without_a_type_goes_with_any(ref, hyp):
+    """Most entities are right: those with a type do not lose theirs to those without."""
+    scores = score_entities([(ref, hyp)])
+    for name, count in (("exact", 2), ("label", 1)):
+        same = [[h[-count:][:-1] == r[-count:][:-1] and r[1] in (None, h[1]) for h in hyp] for r in ref]
+        assert scores[name]["tp"] == maximum_matching([[j for j, fits in enumerate(row) if fits] for row in same])
     assert scores["exact"]["tp"] <= scores["soft"]["tp"] <= scores["label"]["tp"]
 
 

@@ -471,7 +471,7 @@ class TestCommands:
         turn = {"text": "france won", "language": "en", "speaker": "s", "entities": entities}
         turn["custom"] = {"original_text": "France won!"}
         cut = make_cut("a", [turn], ["asr", "ner"], label_source={"ner": "machine:x"})
-        hyp = {"id": "a", "text": "[NE:GPE] france [/NE] one", "tasks": ["asr", "ner"]}
+        hyp = {"id": "a", "text": "[NE:GPE] france [/NE] one", "tasks": None}
         done, found = board(tmp_path, "slue", [cut], [hyp])
         assert done.exit_code == 0, done.stderr
         assert found["ner"]["f1"]["f1"] == 1 and found["labels"] == "combined" and found["wer"]["ours"]["wer"] == 0.5

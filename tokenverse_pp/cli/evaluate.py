@@ -48,18 +48,20 @@ def compare(first: str, second: str, cuts: str, by_corpus: bool, resamples: int,
 
     Prints, for WER and the F1 or accuracy of each task, both scores and the difference A - B, with 95% intervals.
     Utterances are resampled with replacement, the same for A and B (paired bootstrap). If the interval of the
-    difference contains 0, these utterances cannot tell A from B.
+    difference contains 0, these utterances cannot tell A from B. Types of entities count, unless A or B writes [NE].
     """
     # lhotse and torch take seconds to import; `--help` does not need them.
     from tokenverse_pp.base.files import aligned, write_json
     from tokenverse_pp.data.hypotheses import read_hypotheses
     from tokenverse_pp.data.labels import validate_cuts
     from tokenverse_pp.data.manifests import read_cuts
-    from tokenverse_pp.evaluation.comparison import compare_decodings, count_utterances
+    from tokenverse_pp.evaluation.comparison import compare_decodings, count_utterances, tasks_in_common
 
     validate_cuts(cuts)
     read = list(read_cuts(cuts))
-    a, b = (count_utterances(read, read_hypotheses(path)) for path in (first, second))
+    decodings = [read_hypotheses(path) for path in (first, second)]
+    tasks = tasks_in_common(read, decodings)
+    a, b = (count_utterances(read, hyps, tasks) for hyps in decodings)
     groups: Dict[str, Optional[List[str]]] = {"all": None}
     for cut in read if by_corpus else ():
         ids = groups.setdefault(str((cut.custom or {}).get("corpus", "-")), [])

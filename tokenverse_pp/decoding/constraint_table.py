@@ -57,7 +57,9 @@ class ConstraintTable:
         """Return the state of ``new`` that corresponds to ``state`` of ``old``.
 
         It is the state after the shortest text that leads to ``state``, without the symbols that ``new`` suppresses. So
-        an open span is given up if ``new`` suppresses its task, and stays open otherwise.
+        an open span is given up if ``new`` suppresses its task, and stays open otherwise. A text that has begun
+        without the language token that ``new`` expects first goes on without one: it is too late for a language, and
+        to wait for one would forbid all words.
         """
         key = (id(old), id(new))
         first, other = self.add(old), self.add(new)
@@ -80,9 +82,11 @@ def _shortest_texts(constraints: Constraints) -> List[List[int]]:
 
 
 def _state_after_allowed(constraints: Constraints, symbols: Sequence[int]) -> int:
-    """Return the state after the symbols, skipping those that are not allowed."""
+    """Return the state after the symbols, skipping those not allowed. They may lack the token that must come first."""
     state = 0
     for symbol in symbols:
         after = constraints.after([symbol], state)
+        if after is None and state == 0:
+            after = constraints.after([symbol], constraints.begun)
         state = state if after is None else after
     return state

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Collection, Dict, Hashable, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
@@ -42,10 +42,14 @@ AFTER_FRONT: Place = (RANK_FRONT, sys.maxsize)
 
 @dataclass(frozen=True, eq=False)
 class Constraints:
-    """Compiled constraints: ``weights`` (S, V) float32, 0 or -inf; ``following`` (S, V) int64. State 0 is the start."""
+    """Compiled constraints: ``weights`` (S, V) float32, 0 or -inf; ``following`` (S, V) int64. State 0 is the start.
+
+    ``begun`` is the state after a token that must come first (a language); 0 if none must.
+    """
 
     weights: np.ndarray
     following: np.ndarray
+    begun: int = 0
 
     def after(self, tokens: Sequence[int], state: int = 0) -> Optional[int]:
         """Return the state after vocabulary ids, or None if one of them is not allowed."""
@@ -227,7 +231,9 @@ def constraints_for(
     ids = {symbol: tokenizer.id_of(symbol) for symbol in tasks.symbols}
     pieces = tokenizer.pieces(range(tokenizer.vocab_size))
     ids.update((piece, i) for i, piece in enumerate(pieces) if piece in (SPACE, UNKNOWN))
-    return compile_constraints(each, ids, tokenizer.vocab_size)
+    compiled = compile_constraints(each, ids, tokenizer.vocab_size)
+    first = [symbol for one in each if isinstance(one, StartsWith) for symbol in sorted(one.symbols)]
+    return replace(compiled, begun=int(compiled.following[0, ids[first[0]]])) if first else compiled
 
 
 def check_known(tasks: TaskSet, names: Sequence[str]) -> None:

@@ -100,6 +100,10 @@ class FusionScorer(ABC):
     def row(self, state: int) -> Tensor:
         """`gain` of every token in a state, (V,) float32."""
 
+    def anew(self, state: int) -> int:
+        """The state in which a new utterance begins after one that ended in ``state``, with no token of its own yet."""
+        return 0
+
     def look_up(self, states: Sequence[int], device: torch.device) -> Tensor:
         """`row` of M states: (M, V), on a device."""
         return self._rows.look_up(states, device)
@@ -139,6 +143,11 @@ class FusedScorers(FusionScorer):
         """See `FusionScorer`."""
         one, other = divmod(state, self.other.states)
         return self.one.row(one) + self.other.row(other)
+
+    def anew(self, state: int) -> int:
+        """See `FusionScorer`."""
+        one, other = divmod(state, self.other.states)
+        return self.one.anew(one) * self.other.states + self.other.anew(other)
 
     def look_up(self, states: Sequence[int], device: torch.device) -> Tensor:
         """See `FusionScorer`; each part caches its own rows, of which there are fewer."""

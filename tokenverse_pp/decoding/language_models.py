@@ -123,6 +123,11 @@ class LanguageModel(FusionScorer):
         """See `FusionScorer`."""
         return torch.from_numpy(self._gains(state)).float()
 
+    def anew(self, state: int) -> int:
+        """See `FusionScorer`: the language stays known."""
+        found = self._of(state)
+        return 0 if found is None else 1 + self.first[found[0]] + found[1].start
+
     def _gains(self, state: int) -> np.ndarray:
         """`gain` of every token in a state, (V,) float64."""
         found = self._of(state)

@@ -16,7 +16,8 @@ Task tokens between the seam's word and the word before it come from the left wi
 doubled. An entity of which the right window has only the end is complete in the left one, and vice versa. An ``[NE]``
 that is still open at the seam is dropped if the right window does not close it, so that no later window does. Tokens
 that the constraints of the search do not allow (after 4, e.g. an ``[/NE]`` without its ``[NE]``) are dropped. The
-language is that of the first window with words: its token stays in front, and later ones are dropped.
+language is that of the first window with words: its token stays in front (earlier than it was, if the first words are
+those of the next window), and later ones are dropped.
 """
 
 from __future__ import annotations
@@ -152,11 +153,18 @@ class Merger:
         if self.units:
             units = [unit for unit in units if unit.tokens[0] not in self.front]
             i, j = self._seam(units, start)
-            left = self.units[:i]
-            marks = (unit.tokens[0] for unit in units[j:] if unit.tokens[0] in (*self.opening, *self.closing))
+            # What comes before all words stays, also if the seam lies before it: the constraints may demand it.
+            front = next((k for k, unit in enumerate(self.units) if unit.tokens[0] not in self.front), len(self.units))
+            i = max(i, front)
+            left, added = self.units[:i], units[j:]
+            marks = (unit.tokens[0] for unit in added if unit.tokens[0] in (*self.opening, *self.closing))
             if self._open(left)[-1] and next(marks, None) not in self.closing:
                 del left[max(k for k, unit in enumerate(left) if unit.tokens[0] in self.opening)]
-            units = left + _later(units[j:], self.units[i - 1].frames[-1] if i else 0)
+            if i > front:
+                added = _later(added, self.units[i - 1].frames[-1])
+            elif added:
+                left = _earlier(left, added[0].start)
+            units = left + added
         self.units = units
         self.end = end
 
@@ -224,6 +232,11 @@ def _later(units: Sequence[Unit], frame: int) -> List[Unit]:
             return [*moved, *units[i:]]
         moved.append(unit._replace(frames=tuple(max(at, frame) for at in unit.frames)))
     return moved
+
+
+def _earlier(units: Sequence[Unit], frame: int) -> List[Unit]:
+    """Move tokens after ``frame`` to it."""
+    return [unit._replace(frames=tuple(min(at, frame) for at in unit.frames)) for unit in units]
 
 
 class _Overlap:

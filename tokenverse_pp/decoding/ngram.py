@@ -14,7 +14,8 @@ languages. A recogniser trained on few hours has seen too few words to know whic
 word is a sentence of its own, ``<s> pieces </s>``, so the model gives the probability of a piece after the word's
 pieces so far, and of the end of the word. Smoothing is that of Witten and Bell (1991, interpolated): with c the count
 of an n-gram, C that of its context, and T the number of different tokens after the context,
-``P(token | context) = (c + T P(token | shorter context)) / (C + T)``.
+``P(token | context) = (c + T P(token | shorter context)) / (C + T)``. It needs counts: beside T, shares of 1 or of 100
+would weigh next to nothing, so `read_words` converts them.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ NEVER = -99.0  # what files write for log10(0)
 LN_10 = math.log(10)
 ARRAYS = ("suffix", "back_off", "token", "log_prob", "first")  # of `Ngrams`
 ORDER = 6  # eight scored no better than six on human_speech
+MOST_SHARES = 150.0  # the sum of shares of 1, or of per cent, with room for rounding
+WORDS_OF_SHARES = 1e6  # words of running text that shares stand for: more change little
 _COUNT = re.compile(r"ngram[ \t]+([0-9]{1,3})[ \t]*=[ \t]*([0-9]{1,18})")
 _WEIGHT = re.compile(r"-?[0-9]*\.[0-9]+")
 _SECTION = re.compile(r"\\([0-9]{1,3})-grams:")
@@ -311,6 +314,9 @@ def _ngrams(found: Sequence[Grams], size: int) -> Ngrams:
 def read_words(path: Path) -> Dict[str, float]:
     """Read ``word TAB frequency`` lines (any number above 0: a count, or a rate per million words), also from ``.gz``.
 
+    Shares of running text (of 1, or per cent) are converted to rates per million words, which they become if they sum
+    to a million. A list holds shares if its numbers are not all whole, and sum to at most `MOST_SHARES`.
+
     Raises:
         UserError: naming a line that is not of this form.
     """
@@ -325,6 +331,9 @@ def read_words(path: Path) -> Dict[str, float]:
         words[word] = words.get(word, 0.0) + float(count)
     if not words:
         raise UserError(f"{path}: holds no word")
+    total = sum(words.values())
+    if total <= MOST_SHARES and not all(frequency.is_integer() for frequency in words.values()):
+        words = {word: frequency / total * WORDS_OF_SHARES for word, frequency in words.items()}
     return words
 
 

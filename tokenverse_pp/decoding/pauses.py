@@ -236,17 +236,28 @@ class PauseReader:
         pauses: List[Optional[float]] = []
         after: List[PauseMemory] = []
         for part, first, one, memory in zip(parts, first_frames, found, memories):
-            last = memory.last
-            for token in (*one.settled, *one.open):
-                if self.is_word[token.id]:
-                    last = (token.id, token.frame)
+            heard = self.follow(one, memory)
+            last = heard.last
             begin = 0 if last is None else max(0, last[1] + 1 - first)
             silence = float(part[begin:].sum()) + (memory.log_silence if last == memory.last else 0.0)
-            settled = [token.id for token in one.settled if token.id != self.endpoint]
-            history = [*memory.history, *settled] if self.states is None else self._histories(settled, memory.history)
-            after.append(PauseMemory(tuple(history[-self.predictor.context_size :]), last, silence))
+            after.append(heard._replace(log_silence=silence))
             pauses.append(None if last is None or last[1] >= first + len(part) - 1 else float(-np.expm1(silence)))
         return pauses, after
+
+    def follow(self, one: Any, memory: PauseMemory) -> PauseMemory:
+        """Return a stream's memory after a chunk whose frames do not count: ``endp`` is not decoded there.
+
+        Args:
+            one: what the search found in the chunk.
+            memory: the memory before it.
+        """
+        last = memory.last
+        for token in (*one.settled, *one.open):
+            if self.is_word[token.id]:
+                last = (token.id, token.frame)
+        settled = [token.id for token in one.settled if token.id != self.endpoint]
+        history = [*memory.history, *settled] if self.states is None else self._histories(settled, memory.history)
+        return PauseMemory(tuple(history[-self.predictor.context_size :]), last)
 
 
 def pause_reader_of(loaded: ModelBundle, search: SearchOptions) -> Optional[PauseReader]:

@@ -13,6 +13,7 @@ from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.hypotheses import Hypothesis
 from tokenverse_pp.data.labels import labelled_tasks
 from tokenverse_pp.decoding.hypothesis import LEAST, Calibration, Curve
+from tokenverse_pp.evaluation.scoring import was_decoded
 from tokenverse_pp.tasks.base import TaskSet
 from tokenverse_pp.tasks.result import written_words
 from tokenverse_pp.tasks.transcript import is_task_token, transcript_of
@@ -47,7 +48,7 @@ def judge(cut: Cut, hyp: Hypothesis, tasks: TaskSet) -> Judged:
         UserError: for a hypothesis whose words have no confidences.
     """
     labelled = labelled_tasks(cut)
-    known = tasks.subset([name for name in labelled if name in hyp.get("tasks", tasks.names)])
+    known = tasks.subset([name for name in labelled if was_decoded(name, hyp)])
     words = written_words(hyp)
     if any(word.confidence is None and not word.is_task_token for word in words):
         raise UserError(f"hypothesis {hyp['id']}: expected 'words' with 'text' and 'confidence'")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from lhotse.cut import Cut
@@ -14,12 +14,17 @@ from tokenverse_pp.evaluation.scoring import (
     find_prf,
     has_confusion,
     labelled_if_any,
+    languages_of,
     paired,
     scored_example,
     tasks_of_hypotheses,
     was_decoded,
 )
 from tokenverse_pp.metrics.bootstrap import RESAMPLES, Comparison, RatioCounts, compare
+from tokenverse_pp.tasks.base import TaskSet
+from tokenverse_pp.tasks.ner import OPEN, NamedEntities
+from tokenverse_pp.tasks.result import written_words
+from tokenverse_pp.tasks.transcript import transcript_of
 
 Ratio = Tuple[float, float]
 WER = "wer"  # the only score that is better when it is lower
@@ -43,18 +48,41 @@ class Counted:
         return [found[cut_id] for cut_id in ids]
 
 
-def count_utterances(cuts: Iterable[Cut], hyps: Iterable[Hypothesis]) -> Counted:
+def tasks_in_common(cuts: Sequence[Cut], decodings: Iterable[Sequence[Hypothesis]]) -> TaskSet:
+    """Return the tasks by which to score several decodings of the same cuts, so that their scores mean the same.
+
+    Entities count with their types only if no decoding has any without one.
+
+    Raises:
+        UserError: for a cut without a hypothesis, and an id that occurs twice.
+    """
+    pairs = [pair for hyps in decodings for pair in paired(cuts, hyps)]
+    tasks = tasks_of_hypotheses(pairs)
+    if any(word.text == OPEN for _, hyp in pairs for word in written_words(hyp)):
+        return TaskSet(tuple(NamedEntities() if isinstance(task, NamedEntities) else task for task in tasks.tasks))
+    return tasks
+
+
+def count_utterances(cuts: Iterable[Cut], hyps: Iterable[Hypothesis], tasks: Optional[TaskSet] = None) -> Counted:
     """Score every utterance alone. The sums of the results are what `scoring.score_hypotheses` divides.
+
+    Args:
+        cuts: references.
+        hyps: the hypotheses of one decoding.
+        tasks: to score with, for a comparison (`tasks_in_common`); by default those of the hypotheses.
 
     Raises:
         UserError: for a cut without a hypothesis, and an id that occurs twice.
     """
     pairs = paired(list(cuts), list(hyps))
-    tasks = tasks_of_hypotheses(pairs)
+    own = tasks_of_hypotheses(pairs)
+    tasks = tasks or own
     counted = Counted()
     of_task: Dict[str, int] = Counter()
     for cut, hyp in pairs:
-        example = scored_example(cut, hyp, tasks)
+        example = scored_example(cut, hyp, own)
+        if tasks is not own:  # the hypothesis is read by its own tasks: those in common may lack its entity types
+            example = replace(example, ref=transcript_of(cut, tasks), languages=languages_of(tasks))
         labelled = labelled_if_any(cut)
         for task in tasks.tasks:
             if task.name in labelled and was_decoded(task.name, hyp):

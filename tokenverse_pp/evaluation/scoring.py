@@ -35,7 +35,8 @@ def score_hypotheses(
             in no score.
         hyps: as returned by `data.hypotheses.read_hypotheses`.
         tasks: the model's tasks; by default all registered tasks, with the languages and entity types found in the
-            hypotheses (entities are scored without types if no hypothesis has any).
+            hypotheses (entities are scored without types if no hypothesis has any; a reference without a type by its
+            phrase alone).
         corpora: maps the id of a cut that names no corpus itself (``cut.custom["corpus"]``) to its corpus.
 
     Returns:

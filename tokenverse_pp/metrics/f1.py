@@ -171,6 +171,8 @@ def score_entities(examples: Sequence[Tuple[Sequence[Phrase], Sequence[Phrase]]]
       elsewhere: compare it only with figures computed here.
     - ``label``: label-F1 of SLUE: types alone, as multisets. Without types, only the number of entities counts.
 
+    A reference without a type (None) says nothing of it: a hypothesis of any type has the same type.
+
     Args:
         examples: (reference phrases, hypothesised phrases) of each utterance.
 
@@ -182,7 +184,7 @@ def score_entities(examples: Sequence[Tuple[Sequence[Phrase], Sequence[Phrase]]]
     exact = soft = label = 0
     for ref, hyp in examples:
         exact += _in_common(ref, hyp)
-        label += _in_common([kind for _, kind in ref], [kind for _, kind in hyp])
+        label += _in_common([("", kind) for _, kind in ref], [("", kind) for _, kind in hyp])
         alike = [[j for j, h in enumerate(hyp) if _alike(r, h)] for r in ref]
         soft += maximum_matching(alike)
     references = sum(len(ref) for ref, _ in examples)
@@ -244,9 +246,13 @@ def _flip(right: int, root: int, reached_from: Dict[int, int], own: Dict[int, in
         partner[right] = left
 
 
-def _in_common(ref: Sequence[object], hyp: Sequence[object]) -> int:
-    return sum((Counter(ref) & Counter(hyp)).values())
+def _in_common(ref: Sequence[Phrase], hyp: Sequence[Phrase]) -> int:
+    """The most pairs with the same phrase and type; references without a type take what those with one leave."""
+    same = Counter(phrase for phrase in ref if phrase[1] is not None) & Counter(hyp)
+    left = Counter(phrase for phrase, _ in (Counter(hyp) - same).elements())
+    any_type = Counter(phrase for phrase, kind in ref if kind is None)
+    return sum(same.values()) + sum((any_type & left).values())
 
 
-def _alike(a: Phrase, b: Phrase) -> bool:
-    return a[1] == b[1] and similarity(a[0], b[0]) >= SOFT_SIMILARITY
+def _alike(ref: Phrase, hyp: Phrase) -> bool:
+    return ref[1] in (None, hyp[1]) and similarity(ref[0], hyp[0]) >= SOFT_SIMILARITY

@@ -106,12 +106,19 @@ class NamedEntities(Task):
         return self.reader(marks, num_words)
 
     def score(self, examples: Sequence[ScoredExample]) -> Dict[str, Any]:
-        """Exact and soft F1 over the multiset of (phrase, type) of each utterance (SLUE)."""
+        """Exact and soft F1 over the multiset of (phrase, type) of each utterance (SLUE).
+
+        If the task is typed, a reference without a type goes by its phrase alone: its label does not say more.
+        """
         return score_entities(
             [
                 (
-                    [(e.ref.phrase(x), x.type) for x in self.project(e.ref.entities)],
-                    [(e.hyp.phrase(x), x.type) for x in e.hyp.entities],
+                    [
+                        (e.ref.phrase(x), x.type if self.types else None)
+                        for x in e.ref.entities
+                        if not self.types or x.type in (None, *self.types)
+                    ],
+                    [(e.hyp.phrase(x), x.type if self.types else None) for x in e.hyp.entities],
                 )
                 for e in examples
             ]

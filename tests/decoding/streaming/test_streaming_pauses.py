@@ -56,6 +56,30 @@ def test_a_beam_tells_pauses_too_and_streams_choose_for_themselves():
     assert "pause" in {event.kind for event in transcriber.push(no_endpoints, noise(32000, 3))}
 
 
+FEW = SearchOptions("greedy", blank_penalty=-5.0)  # few words
+
+
+def test_a_change_of_tasks_does_not_end_a_pause():
+    transcriber = transcriber_of("wav2vec2", FEW, ChunkOptions(80, 2, 3), pauses=True)
+    size = transcriber.encoder.chunk_samples
+    for seed, chunks in ((2, 12), (3, 8), (5, 20), (6, 13)):  # the change is in a pause
+        audio, stream = noise(40000, seed), transcriber.open()
+        events = transcriber.push(stream, audio[: size * chunks])
+        transcriber.set_tasks(stream, ["asr", "scd", "endp"])  # as before
+        events += transcriber.push(stream, audio[size * chunks :]) + transcriber.close(stream)
+        assert events == heard(transcriber, audio)
+
+
+def test_endp_that_is_switched_on_in_a_pause_tells_it():
+    transcriber = transcriber_of("wav2vec2", FEW, ChunkOptions(80, 2, 3), pauses=True)
+    size = transcriber.encoder.chunk_samples
+    audio, stream = noise(size * 12, 6), transcriber.open(["asr", "scd"])
+    assert "final" in {event.kind for event in transcriber.push(stream, audio[: size * 11])}
+    transcriber.set_tasks(stream, ["asr", "scd", "endp"])
+    (event,) = transcriber.push(stream, audio[size * 11 :])
+    assert event.kind == "pause"
+
+
 def test_pauses_change_nothing_else_of_a_decoded_batch(tiny_corpus):
     """Long recordings too; with word lists the endpoints go to where the model writes them without."""
     loaded = load_model(TOY_MODEL)

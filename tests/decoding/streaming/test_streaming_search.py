@@ -10,13 +10,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vocabulary import ALL, Vocabulary, know
+from vocabulary import ALL, Vocabulary, begun, know
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.decoding.constraint_table import ConstraintTable
 from tokenverse_pp.decoding.constraints import Constraints, constraints_for
-from tokenverse_pp.decoding.context_graph import ContextGraph
+from tokenverse_pp.decoding.context_graph import ContextGraph, FusedScorers
+from tokenverse_pp.decoding.language_models import LanguageModel
+from tokenverse_pp.decoding.ngram import ngrams_of_words
 from tokenverse_pp.decoding.search import search_frames
 from tokenverse_pp.decoding.streaming.search import StreamingSearch
 
@@ -159,9 +161,9 @@ def test_the_states_of_an_lstm_are_freed_as_the_stream_goes_on(model_of, method)
 @settings(max_examples=5, deadline=None)
 @given(seed=st.integers(0, 10**6), method=st.sampled_from(["greedy", "beam"]), context=st.sampled_from([2, 0]))
 def test_at_an_endpoint_the_search_starts_anew(model_of, seed, method, context):
-    """With reset, what follows each endpoint is what it would be as an utterance of its own."""
+    """With reset, what follows each endpoint is a search of its own, whose constraints know what was before."""
     random_ = random.Random(seed)
-    model, constraints = model_of(seed, [24, 9], context=context), constraints_of(*ALL)
+    model, constraints = model_of(seed, [24, 9], context=context), constraints_of(*ALL, force_language=True)
     options, endpoint = SearchOptions(method, 3), VOCABULARY.id_of("[ENDP]")
     search = StreamingSearch(model.predictor, model.joiner, options, endpoint=endpoint)
     found = streamed(search, outputs(model), [search.start(constraints)] * 2, random_)
@@ -172,15 +174,66 @@ def test_at_an_endpoint_the_search_starts_anew(model_of, seed, method, context):
 
 def segments(model, out, options, constraints, endpoint):
     """Tokens and frames, from a search of each segment that ends where its most probable hypothesis has an endpoint."""
-    raw, start = dataclasses.replace(options, length_norm=False), 0
+    raw, start, said = dataclasses.replace(options, length_norm=False), 0, []
     for end in range(1, len(out) + 1):
-        part = model._replace(encoder_out=out[None, start:end], lens=torch.tensor([end - start]))
-        ((best,),) = search_frames(*part, raw, constraints)
-        if endpoint in best.tokens or end == len(out):
-            if endpoint not in best.tokens:
-                ((best,),) = search_frames(*part, options, constraints)
-            yield from ((token, frame + start) for token, frame in zip(best.tokens, best.frames))
-            start = end
+        best = segment(model, out[start:end], raw, constraints, said)
+        if any(token.id == endpoint for token in best) or end == len(out):
+            if all(token.id != endpoint for token in best):
+                best = segment(model, out[start:end], options, constraints, said)
+            yield from ((token.id, token.frame + start) for token in best)
+            start, said = end, [*said, *(token.id for token in best)]
+
+
+def segment(model, out, options, constraints, said):
+    """The best hypothesis of a segment, searched without endpoints. Of what was said the predictor knows the last."""
+    search = StreamingSearch(model.predictor, model.joiner, options)
+    state = search.start(begun(constraints, said))
+    if said:
+        contexts, memory = search.scorer.contexts, state.memory
+        if hasattr(memory, "rows"):
+            context = contexts.longer(memory.rows.context, np.full(memory.rows.context.shape, said[-1]))
+            memory = memory._replace(rows=memory.rows._replace(context=context))
+        elif contexts.size == 2:
+            memory = memory._replace(last=np.array([0, said[-1]]))
+        else:
+            memory = memory._replace(last=contexts.longer(memory.last, np.array([said[-1]])))
+        state = dataclasses.replace(state, memory=memory)
+    ((found,), _) = search.step([out], [state])
+    return [*found.settled, *found.open]
+
+
+@pytest.mark.parametrize("method", ["greedy", "beam"])
+def test_what_follows_an_endpoint_goes_on_with_the_stream(model_of, method):
+    """With reset a speaker change may follow an endpoint, and no second language is written."""
+    model, endpoint = model_of(4, [200, 200]), VOCABULARY.id_of("[ENDP]")
+    search = StreamingSearch(model.predictor, model.joiner, SearchOptions(method, 3), endpoint=endpoint)
+    state = search.start(constraints_of(*ALL, force_language=True))
+    after = set()
+    for settled, open_ in zip(*streamed(search, outputs(model), [state] * 2, random.Random(1))[:2]):
+        said = VOCABULARY.pieces([token.id for token in (*settled, *open_)])
+        after |= {second for first, second in zip(said, said[1:]) if first == "[ENDP]"}
+        assert said[0] in ("[FR]", "[NL]") and not {"[FR]", "[NL]"} & set(said[1:])
+    assert "[SCD]" in after
+
+
+def test_bonuses_start_anew_at_an_endpoint_but_for_the_language(model_of):
+    """With a language model for each language, that of the stream's language counts after an endpoint too."""
+    model, options = model_of(8, [100]), SearchOptions("beam", 3, hotwords=("made by hand",))
+    a, b, c, fr, nl, endpoint = (VOCABULARY.id_of(piece) for piece in ("▁a", "▁b", "c", "[FR]", "[NL]", "[ENDP]"))
+    lists = {"[FR]": [((a, c), 5.0)], "[NL]": [((b,), 3.0), ((b, c), 2.0)]}
+    models = {name: (ngrams_of_words(words, VOCABULARY.vocab_size), True) for name, words in lists.items()}
+    hotwords = ContextGraph([([a, c], 1.0)], VOCABULARY.all)
+    bonus = FusedScorers(LanguageModel(models, VOCABULARY.all, 0.5, 0.5), hotwords)
+    search = StreamingSearch(model.predictor, model.joiner, options, bonus, endpoint=endpoint)
+    state, said, ends = search.start(constraints_of(*ALL, force_language=True)), [], 0
+    for out in outputs(model)[0].split(1):
+        (one,), (state,) = search.step([out], [state])
+        said += [token.id for token in one.settled]
+        if one.settled and said[-1] == endpoint:
+            ends += 1
+            assert said[0] in (fr, nl)
+            assert state.memory.rows.earning[0, 0] == bonus.advance(0, said[0])
+    assert ends > 1
 
 
 @pytest.mark.parametrize("method", ["greedy", "beam"])
@@ -219,10 +272,37 @@ def test_a_span_that_both_know_stays_open(first, then):
     assert allowed_after("▁a [NE] ▁b", old, new, "[NE] [/NE] ▁a c") == ["[/NE]", "▁a", "c"]
 
 
-@pytest.mark.parametrize("force, expected", [(False, ["▁a", "c"]), (None, ["[FR]", "[NL]"]), (True, ["[FR]", "[NL]"])])
-def test_languages_when_lid_is_switched_on(force, expected):
-    new = constraints_of("lid", force_language=force)
-    assert allowed_after("▁a", constraints_of("asr"), new, "[FR] [NL] ▁a c") == expected
+@pytest.mark.parametrize("force", [False, None, True])
+def test_languages_when_lid_is_switched_on(force):
+    """At a stream's start a language comes first; a stream that has begun goes on without one."""
+    old, new = constraints_of("ner", "scd"), constraints_of("ner", "scd", "lid", force_language=force)
+    first = ["[FR]", "[NL]"] if force is not False else ["[NE]", "[FR]", "[NL]", "▁a", "c"]
+    assert allowed_after("", old, new, "[NE] [/NE] [SCD] [FR] [NL] ▁a c") == first
+    for text, expected in (
+        ("▁a", "[NE] [SCD] ▁a c"),
+        ("▁a [NE]", "▁a c"),
+        ("[NE] ▁a", "[/NE] [SCD] ▁a c"),
+        ("▁", "[NE] ▁a c"),
+    ):
+        assert allowed_after(text, old, new, "[NE] [/NE] [SCD] [FR] [NL] ▁a c") == expected.split()
+    # Nothing is left of a text that the new tasks cannot write: the stream is at its start.
+    only_lid = constraints_of("lid", force_language=True)
+    assert allowed_after("[NE]", old, only_lid, "[NE] [FR] ▁a") == ["[FR]"]
+
+
+@pytest.mark.parametrize("method", ["greedy", "beam"])
+def test_a_stream_is_not_silenced_by_lid(model_of, method):
+    """Switched on after the first words, a language that must come first changes nothing: words go on without it."""
+    model = model_of(8, [90])
+    search = StreamingSearch(model.predictor, model.joiner, SearchOptions(method, 3))
+    begin, rest = outputs(model)[0].split([30, 60])
+    _, (state,) = search.step([begin], [search.start(constraints_of("scd", "ner"))])
+    found = []
+    for force in (True, False):
+        (one,), _ = search.step([rest], [search.change(state, constraints_of(*ALL, force_language=force))])
+        found.append([VOCABULARY.all[token.id] for token in (*one.settled, *one.open) if token.frame >= 30])
+    assert found[0] == found[1] and not {"[FR]", "[NL]"} & set(found[0])
+    assert len([piece for piece in found[0] if not piece.startswith("[")]) > 5
 
 
 @pytest.mark.parametrize("options", [{"method": "full_beam"}, {"method": "k2_fast_beam"}, {"beam": 4, "nbest": 2}])

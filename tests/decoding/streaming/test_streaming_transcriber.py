@@ -28,6 +28,7 @@ from tokenverse_pp.decoding.hypothesis import Calibration, Curve
 from tokenverse_pp.decoding.recognizer import Recognizer
 from tokenverse_pp.decoding.scorer import bonus_for
 from tokenverse_pp.decoding.search import search_frames
+from tokenverse_pp.decoding.streaming.search import StreamingSearch
 from tokenverse_pp.decoding.streaming.transcriber import StreamingOptions, StreamingTranscriber
 from tokenverse_pp.models.bundle import ModelBundle, load_model
 
@@ -219,20 +220,19 @@ def test_languages_and_their_models_need_the_task_lid(searches):
 @pytest.mark.parametrize("inactive, own", [("suppress", BEAM), ("strip", GREEDY)])
 def test_lid_switched_on_later_is_bound_to_the_languages_too(inactive, own, tiny_corpus):
     """To those of the transcriber, or that it is opened with; not to those of a search of its own without any."""
-    audio = torch.cat([load_inputs(cut) for cut in read_cuts(tiny_corpus, "test")])[:100000]
+    audios = [load_inputs(cut)[:30000] for cut in read_cuts(tiny_corpus, "test")[:4]]
     loaded = load_model(TOY_MODEL)
 
     def languages_of(default=None, **fields):
         search = dataclasses.replace(own, languages=default)
-        # At an endpoint the search starts anew: a language token comes first again.
-        options = StreamingOptions(ChunkOptions(640, 2, 4), search=search, inactive=inactive, reset_at_endpoint=True)
+        options = StreamingOptions(ChunkOptions(640, 2, 4), search=search, inactive=inactive)
         transcriber = StreamingTranscriber(loaded, options)
-        stream = transcriber.open(["asr", "endp"], **fields)
-        before = transcriber.push(stream, audio[:20480])
-        transcriber.set_tasks(stream, ["asr", "endp", "lid"])
-        after = transcriber.push(stream, audio) + transcriber.close(stream)
-        assert not any(word.text.startswith("[QA") for word in finals(before))
-        return {word.text for word in finals(after) if word.text.startswith("[QA")}
+        streams = [transcriber.open(["asr", "endp"], **fields) for _ in audios]
+        for stream in streams:
+            transcriber.set_tasks(stream, ["asr", "endp", "lid"])  # before the first word, where a language is written
+        transcriber.push_many(list(zip(streams, audios)))
+        said = [transcriber.close(stream)[-1].text.split() for stream in streams]
+        return {word for words in said for word in words if word.startswith("[QA")}
 
     assert "[QAB]" in languages_of(("qaa",), search=own)
     assert languages_of(("qaa",)) == languages_of(search=own, languages=["qaa"]) == {"[QAA]"}
@@ -296,14 +296,11 @@ def test_reset_at_an_endpoint():
     audio = noise(32000)
     events = heard(reset, audio, random.Random(2))
     assert events == heard(reset, audio)
-    out, expected = full_pass(reset, audio), []
-    while len(out):
-        best = search_of(reset, out, TASKS.names)
-        ends = [frame for token, frame in zip(best.tokens, best.frames) if VOCABULARY.all[token] == "[ENDP]"]
-        end = ends[0] + 1 if ends else len(out)
-        expected += [VOCABULARY.all[t] for t, frame in zip(best.tokens, best.frames) if frame < end]
-        out = out[end:]
-    assert expected.count("[ENDP]") > 3
+    model, constraints = reset.loaded.model, constraints_for(TASKS, TASKS.names, VOCABULARY)
+    search = StreamingSearch(model.predictor, model.joiner, GREEDY, endpoint=VOCABULARY.id_of("[ENDP]"))
+    ((found,), _) = search.step([full_pass(reset, audio)], [search.start(constraints)])
+    expected = VOCABULARY.pieces([token.id for token in found.settled])
+    assert expected.count("[ENDP]") > 3 and ("[ENDP]", "[SCD]") in itertools.pairwise(expected)
     assert "".join(w.text for w in finals(events)) == "".join(expected).replace("▁", "")
     assert finals(heard(plain, audio)) != finals(events)
     with pytest.raises(UserError, match="reset_at_endpoint"):

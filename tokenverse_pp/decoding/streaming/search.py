@@ -75,7 +75,9 @@ class StreamingSearch:
         bonus: for hotwords, length, a language model (`bonus_for`); needed if and only if the options use them.
         decide_after: frames after which the best hypothesis of a beam decides where hypotheses differ.
         endpoint: the token after which the search restarts; None for none. As soon as the most probable hypothesis
-            contains it, that hypothesis becomes final; predictor, constraints and bonuses are then reset to the start.
+            contains it, that hypothesis becomes final, and the search forgets it but for two things. The predictor has
+            read this token, because one that has read nothing expects a stream's start. The constraints know the whole
+            stream: a ``[SCD]`` may follow, a second language may not.
 
     Raises:
         UserError: for options that streams do not support.
@@ -162,8 +164,11 @@ class Method(ABC):
         self.decide_after, self.endpoint = decide_after, endpoint
 
     @abstractmethod
-    def start(self, state: int) -> Any:
-        """Return the memory of a new stream; ``state`` is the first state of its constraints."""
+    def start(self, state: int, ended: bool = False) -> Any:
+        """Return the memory of a search that begins at a stream's start, or (``ended``) after an endpoint.
+
+        ``state`` is the state of the constraints: of a new stream the first one.
+        """
 
     @abstractmethod
     def run(self, scorer: Scorer, lengths: Sequence[int], constraints: BatchConstraints, states: States) -> List[Ran]:
@@ -177,6 +182,17 @@ class Method(ABC):
     def translate(self, memory: Any, translation: Callable[[int], int]) -> Any:
         """Return the memory with translated states of the constraints."""
 
+    def first_context(self, shape: Tuple[int, ...], ended: bool) -> np.ndarray:
+        """Return the predictor's context at the start or after an endpoint, in an array of this shape."""
+        start = np.full(shape, self.scorer.contexts.start)
+        return self.scorer.contexts.longer(start, np.full(shape, self.endpoint)) if ended else start
+
+    def _after(self, state: int, tokens: np.ndarray, following: np.ndarray) -> int:
+        """Return the constraints' state after tokens (T,), blanks included; ``following`` (S, V) or (S * V,)."""
+        for token in tokens[tokens != self.blank_id].tolist():
+            state = int(following.flat[state * self.scorer.vocab_size + token])
+        return state
+
 
 class GreedyMemory(NamedTuple):
     """The last tokens (context size,) or the predictor's context (1,), and the state of the constraints."""
@@ -188,9 +204,10 @@ class GreedyMemory(NamedTuple):
 class GreedyMethod(Method):
     """Greedy search."""
 
-    def start(self, state: int) -> GreedyMemory:
+    def start(self, state: int, ended: bool = False) -> GreedyMemory:
         """See `Method`."""
-        return GreedyMemory(np.full(self.context_size, self.blank_id, dtype=np.int64), state)
+        newest = self.endpoint if ended else self.blank_id
+        return GreedyMemory(np.array([*[self.blank_id] * (self.context_size - 1), newest], dtype=np.int64), state)
 
     def run(self, scorer: Scorer, lengths: Sequence[int], constraints: BatchConstraints, states: States) -> List[Ran]:
         """See `Method`."""
@@ -198,13 +215,15 @@ class GreedyMethod(Method):
         search.last = np.stack([state.memory.last for state in states])
         search.state = np.array([state.memory.state for state in states])
         search.run()
-        starts = constraints.start.flatten().tolist()
         done = []
         for i, (length, state) in enumerate(zip(lengths, states)):
             memory, used = GreedyMemory(search.last[i], int(search.state[i])), length
             ends = np.flatnonzero(search.tokens[i, :length] == self.endpoint)
             if len(ends):
-                memory, used = self.start(starts[i]), int(ends[0]) + 1
+                assert search.following is not None
+                used = int(ends[0]) + 1
+                after = self._after(state.memory.state, search.tokens[i, :used], search.following)
+                memory = self.start(after, ended=True)
             at = np.flatnonzero(search.tokens[i, :used] != self.blank_id)
             columns = (search.tokens[i, at].tolist(), (at + state.frames).tolist(), search.log_probs[i, at].tolist())
             done.append(Ran(memory, [Token(*token) for token in zip(*columns)], used))
@@ -222,9 +241,9 @@ class GreedyMethod(Method):
 class SymbolGreedyMethod(GreedyMethod):
     """Greedy search symbol by symbol."""
 
-    def start(self, state: int) -> GreedyMemory:
+    def start(self, state: int, ended: bool = False) -> GreedyMemory:
         """See `Method`."""
-        return GreedyMemory(np.full(1, self.scorer.contexts.start), state)
+        return GreedyMemory(self.first_context((1,), ended), state)
 
     def run(self, scorer: Scorer, lengths: Sequence[int], constraints: BatchConstraints, states: States) -> List[Ran]:
         """See `Method`. After an endpoint no more symbols of its frame are decoded."""
@@ -233,10 +252,10 @@ class SymbolGreedyMethod(GreedyMethod):
         search.state = np.array([state.memory.state for state in states])
         search.run()
         done = []
-        for i, (written, state, first) in enumerate(zip(search.written, states, constraints.start.flatten().tolist())):
+        for i, (written, state) in enumerate(zip(search.written, states)):
             memory = GreedyMemory(search.context[i : i + 1].copy(), int(search.state[i]))
             if written and written[-1][0] == self.endpoint:
-                memory = self.start(first)
+                memory = self.start(memory.state, ended=True)
             tokens = [Token(token, frame + state.frames, log_prob) for token, frame, log_prob in written]
             done.append(Ran(memory, tokens, int(search.used[i])))
         return done
@@ -264,10 +283,12 @@ class StreamBeam(NamedTuple):
 class BeamMethod(Method):
     """Modified beam search."""
 
-    def start(self, state: int) -> StreamBeam:
-        """See `Method`."""
+    def start(self, state: int, ended: bool = False, earning: int = 0) -> StreamBeam:
+        """See `Method`; ``earning`` is the state of the bonus."""
         rows = BeamMemory.start(self.scorer, 1, self.options.width, None)
-        return StreamBeam(rows._replace(state=rows.state + state), ((),) * self.options.width, 0)
+        context = self.first_context(rows.context.shape, ended)
+        rows = rows._replace(context=context, state=rows.state + state, earning=rows.earning + earning)
+        return StreamBeam(rows, ((),) * self.options.width, 0)
 
     def run(self, scorer: Scorer, lengths: Sequence[int], constraints: BatchConstraints, states: States) -> List[Ran]:
         """See `Method`."""
@@ -277,7 +298,6 @@ class BeamMethod(Method):
         trace = search.run()
         tokens, log_probs, origin = trace.follow(before.score, self.scorer.vocab_size)
         ends = self._endpoints(trace, lengths, memories)
-        starts = constraints.start.flatten().tolist()
         done = []
         for i, (length, memory, end) in enumerate(zip(lengths, memories, ends)):
             first = states[i].frames
@@ -289,7 +309,9 @@ class BeamMethod(Method):
                     x[..., 0, best] for x in cut.follow(memory.rows.score, self.scorer.vocab_size)
                 )
                 last = self._longer(memory, int(slots), written, values, first)
-                done.append(Ran(self.start(starts[i]), list(last), end + 1))
+                state = self._after(int(memory.rows.state[0, slots]), written, search.following)
+                anew = self.start(state, ended=True, earning=self._anew(memory, int(slots), written))
+                done.append(Ran(anew, list(last), end + 1))
                 continue
             # Copies: a view of the whole batch would keep the predictor's states of all its streams.
             rows = BeamMemory(*(x[i : i + 1].copy() for x in search.memory))
@@ -318,6 +340,15 @@ class BeamMethod(Method):
                 if found[i] is None and t < lengths[i]:
                     found[i] = t
         return found
+
+    def _anew(self, memory: StreamBeam, slot: int, tokens: np.ndarray) -> int:
+        """Return the bonus's state at the start of the utterance after the tokens (T,) of a slot."""
+        if self.bonus is None:
+            return 0
+        state = int(memory.rows.earning[0, slot])
+        for token in tokens[tokens != self.blank_id].tolist():
+            state = self.bonus.advance(state, token)
+        return self.bonus.anew(state)
 
     def _longer(
         self, memory: StreamBeam, slot: int, tokens: np.ndarray, log_probs: np.ndarray, first_frame: int

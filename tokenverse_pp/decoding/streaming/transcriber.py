@@ -294,10 +294,11 @@ class StreamingTranscriber:
 
         The constraints of the search continue from the text so far: an ``[NE]`` that is open when ``ner`` is switched
         off is given up (it is never closed, and `parse` drops it); if ``ner`` stays on, it stays open. A language token
-        comes first at the stream's start and after ``lid`` is switched on; with ``force_language=False`` it is optional
-        at the start, and never written later. With ``inactive=strip`` all tasks are always decoded: only the tokens in
-        the events change, starting with the first token that is not final yet; a language token that the search wrote
-        before is not bound to the stream's languages.
+        comes before all other text (with ``force_language=False`` it is optional there), also if ``lid`` is switched on
+        before anything is written; a stream that has written something writes none any more. With ``inactive=strip``
+        all tasks are always decoded: only the tokens in the events change, starting with the first token that is not
+        final yet; a language token that the search wrote before is not bound to the stream's languages. A pause that
+        lasts goes on; if ``endp`` is switched on in it, the frames from there on count.
 
         Raises:
             UserError: naming the stream, if it is closed, or for a task that the model does not know.
@@ -305,7 +306,7 @@ class StreamingTranscriber:
         stream.check_open(self)
         active, constraints, stream.removed = self._activate(tasks, stream.searcher, stream.name, stream.languages)
         stream.has_endpoints = "endp" in tasks
-        stream.pause, stream.pause_memory = None, PauseMemory()
+        stream.pause = None
         stream.encoder = stream.encoder.switched(active)
         stream.search = stream.searcher.search.change(stream.search, constraints)
 
@@ -368,8 +369,14 @@ class StreamingTranscriber:
             some, after = searcher.search.step([outs[row].float() for row in rows], states)
             for row, one, state in zip(rows, some, after):
                 found[row], streams[row].search = one, state
-            told = [i for i, row in enumerate(rows) if streams[row].tells_pauses and streams[row].has_endpoints]
-            if told and searcher.pauses is not None:
+            asked = [i for i, row in enumerate(rows) if streams[row].tells_pauses]
+            if not asked or searcher.pauses is None:
+                continue
+            told = [i for i in asked if streams[rows[i]].has_endpoints]
+            for i in set(asked).difference(told):  # the task may be switched on later
+                stream = streams[rows[i]]
+                stream.pause_memory = searcher.pauses.follow(some[i], stream.pause_memory)
+            if told:
                 pauses, memories = searcher.pauses.step(
                     [outs[rows[i]].float() for i in told],
                     [states[i].frames for i in told],
