@@ -72,7 +72,7 @@ def test_punctuation_says_where_endpoints_are():
 @pytest.mark.parametrize(
     "complete, ends",
     [
-        (True, (". ? ! … ...", "。 ？ ！ ．", "؟ ۔", "।", '." ?\' !\u00a0»', ".) ?] .”", "。」 ！）", ".“", "؟\u200f")),
+        (True, (". ? ! … ...", "。 ？ ！ ．", "؟ ۔", "।", ".\" ?' !\u00a0»", ".) ?] .”", "。」 ！）", ".“", "؟\u200f")),
         (False, (", ; :", "， 、 ； ：", "، ؛", "- -- – — ― －", ',” —"')),
         (None, ("", "a", '"', "(a)", "*", "♪", "〜")),
     ],
@@ -294,7 +294,8 @@ def test_command_refuses_what_it_cannot_honour(call, tmp_path):
 
 def test_a_turn_without_a_text_is_not_silence(call, tmp_path):
     audio, _ = call
-    turns = [turn(0, "a", 0, 2, "one"), turn(1, "b", 2.2, 3.6, None), turn(2, "a", 3.8, 5, "two"), turn(3, "b", 5, 6, "")]
+    turns = [turn(0, "a", 0, 2, "one"), turn(1, "b", 2.2, 3.6, None), turn(2, "a", 3.8, 5, "two")]
+    turns.append(turn(3, "b", 5, 6, ""))
     CutSet.from_cuts([MonoCut("1", 0, 10, 0, turns, None, audio)]).to_file(tmp_path / "in.jsonl")
     result = run(tmp_path / "in.jsonl", tmp_path / "out.jsonl")
     assert result.exit_code == 0, result.stderr

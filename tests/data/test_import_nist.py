@@ -238,7 +238,8 @@ def test_a_word_in_no_turn_spoils_the_cut_of_its_recording(audio_dir, tmp_path):
     [cut] = imported(tmp_path / "o.jsonl", *options, "--one-cut-per", "recording")
     assert cut["id"] == "a"
     # A table knows where the audio is, and only one channel has the word.
-    table = write(tmp_path / "T.csv", "audio,channel,start,end\nsub/c.flac,,0,1\nd.wav,A,0,1\nd.wav,B,0,1\na.wav,,0,1\n")
+    rows = "sub/c.flac,,0,1\nd.wav,A,0,1\nd.wav,B,0,1\na.wav,,0,1\n"
+    table = write(tmp_path / "T.csv", f"audio,channel,start,end\n{rows}")
     write(ctm, "".join(f"{n} {k} 0.2 0.2 oui\n" for n, k in ("c1", "d1", "d2", "a1")) + "c 1 2 1 x\nd 2 2 1 x\n")
     options = ("--table", table, "--ctm", ctm, "--audio-dir", audio_dir, "--skip-bad", "--one-cut-per", "recording")
     assert [cut["id"] for cut in imported(tmp_path / "p.jsonl", *options)] == ["d-1", "a"]

@@ -212,7 +212,8 @@ def test_all_features_that_a_run_reads_are_looked_up_before_it_starts(parts, sto
         assert problem(cuts, **files).startswith(f"cut {cuts[9].id}: stored features ")
         assert problem(cuts, **files).endswith("gone.npy: no such file")
     assert problem(cuts[3:4], [0, 320], train=[path]) == "none"
-    assert problem(cuts[3:5], [0, 320], train=[path]).startswith(f"cut {cuts[4].id}: no stored features of these chunks")
+    found = problem(cuts[3:5], [0, 320], train=[path])
+    assert found.startswith(f"cut {cuts[4].id}: no stored features of these chunks")
     assert chunked in problem(cuts[3:5], [0, 320], train=[path], valid=[path])
     assert problem(cuts[3:5], [0, 320], valid=[path]) == "none"  # validated in full context
     assert chunked in problem(cuts[3:5], [320, 640], valid=[path])

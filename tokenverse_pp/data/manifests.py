@@ -30,7 +30,8 @@ from tokenverse_pp.data.lines import BOM, CONTROL, raw_lines, text_lines, text_o
 
 LINES = (".jsonl", ".jsonl.gz")
 FORMATS = (*LINES, ".json", ".json.gz", ".yaml", ".yaml.gz")
-ORIGINAL_RECORDING = "original_recording"  # custom field of a cut: what its recording was, if its channels were separated
+# Custom field of a cut: what its recording was, if its channels were separated.
+ORIGINAL_RECORDING = "original_recording"
 UNKNOWN = "unknown"  # the language of turns that name none
 COMPRESSION = 6  # gzip's default; lhotse's 9 takes four times as long and saves a tenth
 

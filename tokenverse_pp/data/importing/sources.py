@@ -62,8 +62,8 @@ class ImportOptions:
     repeats: Literal["auto", "drop", "keep"] = "auto"
     """Cues and lines that repeat the previous cue: auto drops them in live captions that echo or roll."""
     rttm: Optional[Path] = None
-    """Alone: the turns, with the words of its LEXEME lines unless --ctm gives words. With another source: the speakers of
-    its turns."""
+    """Alone: the turns, with the words of its LEXEME lines unless --ctm gives words. With another source: the speakers
+    of its turns."""
     ctm: Optional[Path] = None
     """Words with times, for turns without text. Alone: turns are made of these words."""
     nist_notation: Literal["refuse", "resolve", "keep"] = "refuse"
@@ -209,7 +209,10 @@ def rows_of(options: ImportOptions, audio_out: AudioOut, finder: AudioFinder) ->
 def _complete(
     row: Row, speakers: Optional[Speakers], words: Optional[Words], known: List[Optional[str]], inline: Optional[str]
 ) -> None:
-    """Set the speaker, words and marked entities of a turn (raises BadRow); ``known``: speakers if the RTTM has none."""
+    """Set the speaker, words and marked entities of a turn (raises BadRow).
+
+    ``known``: speakers to take if the RTTM has none.
+    """
     if speakers is not None:
         speakers.give(row)
         row.speaker = next((name for name in [row.speaker, *known] if name is not None), None)
@@ -222,7 +225,7 @@ def _complete(
 
 
 def _has_words(row: Row, normaliser: str) -> bool:
-    """Whether words are left of a text: of ``♪`` the normalisers ``words`` and ``cased`` leave none, in any language."""
+    """Whether the normaliser leaves words of a text: of ``♪``, ``words`` and ``cased`` leave none in any language."""
     return bool(row.text and finish_text(row.text, None, normaliser)[0])
 
 

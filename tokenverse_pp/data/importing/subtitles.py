@@ -19,7 +19,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, Iterator, List, Optional, Sequence, Union
 
-from tokenverse_pp.data.importing.rows import BadRow, Place, Rejected, Row, RowOrRejected, files_of, safe_id, shown, unpacked
+from tokenverse_pp.data.importing.rows import (
+    BadRow,
+    Place,
+    Rejected,
+    Row,
+    RowOrRejected,
+    files_of,
+    safe_id,
+    shown,
+    unpacked,
+)
 from tokenverse_pp.data.importing.subtitle_cues import Cue, Lost, cues_of
 
 ATTRIBUTES = r"(?:\s+[\w:-]+\s*=\s*(?:\"[^\"<>]*\"|'[^'<>]*'|[^\s\"'<>]+))*\s*/?"
