@@ -315,6 +315,8 @@ def test_compressed_files_of_a_folder(audio_dir, data, out, ending):
     cuts = imported(out, *options)
     assert [cut["recording"]["id"] for cut in cuts] == ["a", "b"]
     assert all(("ner" in cut["custom"]["tasks"]) == (ending == "conll") for cut in cuts)
+    (data / "all" / f"b.{ending}.gz").rename(data / "all" / f"b.{ending}.GZ")
+    assert [cut["recording"]["id"] for cut in imported(out, *options)] == ["a", "b"]
     write(data / "all" / f"a.{ending}.gz", b"")
     code, _, err = run("import", out, *options)
     assert code == 2 and f"a.{ending}.gz: expected one of it and {data}/all/a.{ending}" in err

@@ -52,7 +52,7 @@ def raw_lines(
     number = position = 0
     try:
         with open(name, "rb") as raw:
-            file = cast(BinaryIO, gzip.GzipFile(fileobj=raw) if name.endswith(".gz") else raw)
+            file = cast(BinaryIO, gzip.GzipFile(fileobj=raw) if name.lower().endswith(".gz") else raw)
             if start:
                 file.seek(start)
             while True:

@@ -114,7 +114,7 @@ def _lines_of(file: Path) -> Tuple[List[FileLine], Optional[str]]:
 
 
 def _lines_of_utf16(file: Path) -> List[FileLine]:
-    opened = gzip.open(file) if file.name.endswith(".gz") else open(file, "rb")
+    opened = gzip.open(file) if file.name.lower().endswith(".gz") else open(file, "rb")
     with opened as stream:
         data = stream.read(MAX_LINE + 1)
     if len(data) > MAX_LINE:

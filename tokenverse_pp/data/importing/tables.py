@@ -27,7 +27,7 @@ from tokenverse_pp.base.files import json_of, replacing, yaml_of
 from tokenverse_pp.data.audio.source import container_of
 from tokenverse_pp.data.importing.audio import AudioOut
 from tokenverse_pp.data.importing.fields import FieldMap
-from tokenverse_pp.data.importing.rows import BadRow, Place, Rejected, Row, RowOrRejected, safe_id, shown
+from tokenverse_pp.data.importing.rows import BadRow, Place, Rejected, Row, RowOrRejected, safe_id, shown, unpacked
 from tokenverse_pp.data.lines import MAX_LINE, number_of, raw_lines, text_of
 from tokenverse_pp.data.manifests import reason_of
 
@@ -59,15 +59,15 @@ def read_table(path: Path, fields: FieldMap, delimiter: Optional[str] = None) ->
     Raises:
         UserError: if the file as a whole cannot be read (invalid header, missing columns).
     """
-    name = path.name[:-3] if path.name.endswith(".gz") else path.name
-    ending = Path(name).suffix.lower()
+    name = unpacked(path)
+    ending = name.suffix.lower()
     if ending in JSON_LINES:
-        return _json_rows(path, fields, Path(name).stem)
+        return _json_rows(path, fields, name.stem)
     if delimiter is None and ending not in DELIMITERS:
         known = ", ".join([*DELIMITERS, *JSON_LINES])
         raise UserError(f"{path}: expected a table ({known}, also with .gz), or --delimiter")
     return _delimited_rows(
-        path, fields, Path(name).stem, check_delimiter(DELIMITERS[ending] if delimiter is None else delimiter)
+        path, fields, name.stem, check_delimiter(DELIMITERS[ending] if delimiter is None else delimiter)
     )
 
 
