@@ -92,7 +92,7 @@ def commands(folder: Path, count: int) -> List[Tuple[str, str, List[str]]]:
     gazetteer, out = folder / "places.tsv", str(folder / "out.jsonl.gz")
     gazetteer.write_text("new york\tLOC\nparis\tLOC\namélie\tPER\n", encoding="utf-8")
     ours, lhotse = [*ENTRY, "tokenverse_pp.cli.main", "manifest"], [*ENTRY, "lhotse.bin.lhotse"]
-    label = ["label", whole, out, "--gazetteer", str(gazetteer), "--overwrite"]
+    label = ["label", whole, out, "--gazetteer", str(gazetteer), "--replace-labels", "--overwrite"]
     return [
         ("validate", "tokenverse_pp", [*ours, "validate", whole]),
         ("validate", "lhotse", [*lhotse, "validate", whole]),

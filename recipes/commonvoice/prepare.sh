@@ -9,6 +9,6 @@ languages=(be ca es fr it)  # those of the XLSR-Transducer paper
 tokenverse-pp manifest prepare commonvoice "$cv" "$out" --num-jobs "${3:-4}" "${languages[@]/#/--language=}"
 for language in "${languages[@]}"; do
     tokenverse-pp manifest subset "$out/cuts_train_$language.jsonl.gz" "$out/cuts_train100_$language.jsonl.gz" \
-        --hours 100 --random
+        --hours 100 --random --overwrite
 done
 tokenverse-pp manifest validate "$out"/cuts_{train100,dev,test}_*.jsonl.gz

@@ -16,7 +16,7 @@ mkdir -p "$out"
 tokenverse-pp manifest import "$out/turns.jsonl.gz" --recordings "$conversations/recordings.csv" \
     --stm "$conversations/stm" --rttm "$conversations/rttm" --set language=en --one-cut-per recording
 tokenverse-pp manifest conversations "$out/turns.jsonl.gz" "$out/windows.jsonl.gz" --tasks asr,scd,endp,lid \
-    --normaliser words
+    --normaliser words --overwrite
 tokenverse-pp manifest split "$out/windows.jsonl.gz" "$out/conversations" --by recording --overwrite
 
 # Read speech: the language is known, turns and entities are not.

@@ -205,7 +205,7 @@ def test_label(nodes, toy, tmp_path, after, monkeypatch):
     shards = after([], None)
     (tmp_path / "places.tsv").write_text("".join(f"{word}\tPLACE\n" for word in words_of(toy)[:5]))
     for name, more in (("one", []), ("two", nodes.options)):
-        words = ["--gazetteer", tmp_path / "places.tsv", "--overwrite", *more]
+        words = ["--gazetteer", tmp_path / "places.tsv", "--replace-labels", *more]
         done = run("manifest", "label", toy / "cuts_test.jsonl.gz", tmp_path / f"{name}.jsonl.gz", *words)
         assert done.exit_code == 0, done.output
     assert len(shards) == 4  # of 64 cuts

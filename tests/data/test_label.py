@@ -48,9 +48,9 @@ def test_add_and_drop_tasks():
 def test_language_goes_where_there_is_none():
     cut = make_cut("c", [{"text": "oui"}])
     assert labelled(cut, add=("lid",), language="fr").supervisions[0].language == "fr"
-    with pytest.raises(UserError, match=r"x, line 1: cut c: its language is 'fr' already.*--overwrite"):
+    with pytest.raises(UserError, match=r"x, line 1: cut c: its language is 'fr' already.*--replace-labels"):
         labelled(make_cut("c", [FR]), language="nl")
-    assert labelled(make_cut("c", [FR]), language="nl", overwrite=True).supervisions[0].language == "nl"
+    assert labelled(make_cut("c", [FR]), language="nl", replace_labels=True).supervisions[0].language == "nl"
     with pytest.raises(UserError, match=r"cut c: supervision 0, field 'language': .*'French'"):
         labelled(cut, add=("lid",), language="French")
 
@@ -87,12 +87,12 @@ def test_entities_of_a_machine_are_marked_so():
 
 def test_labels_of_people_are_not_replaced_unasked():
     by_people = make_cut("c", [{**FR, "entities": []}], ["asr", "ner"])
-    with pytest.raises(UserError, match=r"cut c: has entities by people already; --overwrite"):
+    with pytest.raises(UserError, match=r"cut c: has entities by people already; --replace-labels"):
         labelled(by_people, places())
     forgotten = make_cut("c", [{**FR, "entities": []}], ["asr"])  # not on the list, but somebody's work
     with pytest.raises(UserError, match="by people"):
         labelled(forgotten, places())
-    done = labelled(by_people, places(), overwrite=True)
+    done = labelled(by_people, places(), replace_labels=True)
     assert machine_tasks(done.custom) == ["ner"]
     with pytest.raises(UserError, match=r"by machine:gazetteer/places\.tsv already"):
         labelled(done, places())

@@ -15,7 +15,7 @@ def written(tiny_corpus, tmp_path_factory):
     words = [cut.supervisions[0].text.split()[0] for cut in CutSet.from_file(dev)]
     (folder / "words.tsv").write_text("".join(f"{word}\tX\n" for word in words))
     commands = {
-        "label": (train, folder / "label.jsonl.gz", "--gazetteer", folder / "words.tsv", "--overwrite"),
+        "label": (train, folder / "label.jsonl.gz", "--gazetteer", folder / "words.tsv", "--replace-labels"),
         "mix": (train, dev, folder / "mix.jsonl.gz", "--prefix"),
         "split": (train, folder / "split", "--shares", "train=0.8,dev=0.2", "--by", "recording"),
         "subset": (train, folder / "subset.jsonl", "--cuts", 5, "--keep-labels", "ner=0.5"),

@@ -252,14 +252,31 @@ def test_ids_may_hold_spaces(manifest, tmp_path):
     (tmp_path / "cuts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for asked, expected in ((" my call-1 \n", ["my call-1"]), ("other and a text\nmy\n", ["my", "other"])):
         (tmp_path / "ids").write_text(asked)
-        result = run("manifest", "subset", tmp_path / "cuts.jsonl", tmp_path / "x.jsonl", "--ids", tmp_path / "ids")
+        options = ["--ids", tmp_path / "ids", "--overwrite"]
+        result = run("manifest", "subset", tmp_path / "cuts.jsonl", tmp_path / "x.jsonl", *options)
         assert result.exit_code == 0, result.stderr
         found = [json.loads(line)["id"] for line in (tmp_path / "x.jsonl").read_text().splitlines()]
         assert found == expected
 
 
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [("label", ["--drop", "ner"]), ("subset", ["--cuts", 2]), ("shuffle", []), ("conversations", ["--tasks", "asr"])],
+)
+def test_an_output_that_exists_is_kept_without_overwrite(manifest, tmp_path, command, options):
+    output = tmp_path / "out.jsonl"
+    output.write_text("mine")
+    result = run("manifest", command, manifest, output, *options)
+    assert result.stderr == f"error: {output}: exists already; --overwrite replaces it\n" and result.exit_code == 2
+    assert output.read_text() == "mine"
+    result = run("manifest", command, manifest, output, *options, "--overwrite")
+    assert "exists already" not in result.stderr
+    assert command == "conversations" or output.read_text() != "mine"  # the cuts of this file are no conversation
+
+
 def test_wrong_options(manifest, tmp_path):
     labels = [["--keep-labels", value] for value in ("ner", "ner=2", "asr=1")]
+    labels.append(["--keep-labels", "ner=1", "--keep-labels", "ner=0"])
     for options in [*labels, ["--task", "sing"], ["--without-task", "sing"]]:
         result = run("manifest", "subset", manifest, tmp_path / "x.jsonl", *options)
         assert result.exit_code == 2 and result.stderr.count("\n") == 1

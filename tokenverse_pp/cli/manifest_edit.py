@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 import socket
 from functools import partial
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import click
 
 from tokenverse_pp.base.engine import Parts, current_engine
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.files import PathLike, aligned, write_text
+from tokenverse_pp.base.files import aligned, write_text
 from tokenverse_pp.cli.manifest_prepare import window_options
-from tokenverse_pp.cli.options import chosen, engine_options, names_of, options_from
+from tokenverse_pp.cli.options import (
+    NamedNumber,
+    chosen,
+    engine_options,
+    names_of,
+    options_from,
+    overwrite_option,
+    refuse_existing,
+)
 from tokenverse_pp.data.editing import mix as mixing
 from tokenverse_pp.data.editing.conversations import ConversationOptions
 from tokenverse_pp.data.editing.entity_finders import SpacyEntities, read_gazetteer
@@ -56,7 +63,8 @@ from tokenverse_pp.data.normalise import NORMALISERS
     show_default=True,
     help="Of entities whose finder gives none: gazetteer lines without one, spaCy's rules.",
 )
-@options_from(LabelChange, "overwrite")
+@options_from(LabelChange, "replace_labels")
+@overwrite_option
 @engine_options
 def label(
     cuts: str,
@@ -65,6 +73,7 @@ def label(
     gazetteer: Optional[str],
     match_case: bool,
     confidence: float,
+    overwrite: bool,
     **given: Any,
 ) -> None:
     """Change the tasks that CUTS are labelled for, and write them to OUTPUT (.jsonl or .jsonl.gz).
@@ -78,14 +87,15 @@ def label(
     Entities of spaCy and gazetteers are marked as machine labels: each entity has a "source" such as
     machine:spacy/fr_core_news_sm and a "confidence" from 0 to 1, and the cut's custom field label_source says that
     its task ner was labelled by that machine. `manifest stats` counts them separately. A cut that already has entities
-    is refused without --overwrite, so that human and machine labels never mix unnoticed.
+    is refused without --replace-labels, so that human and machine labels never mix unnoticed.
 
     With --engine ray, the same command resumes a stopped run from OUTPUT.parts.
     """
+    refuse_existing([output], overwrite)
     tasks = {name: names_of(given[name]) for name in ("add", "drop")}
     change = chosen(LabelChange, given, only=names_of(given["only"]) or None, **tasks)
     finder = _finder(pipeline, gazetteer, match_case, confidence)
-    if finder is None and change == LabelChange(overwrite=change.overwrite):
+    if finder is None and change == LabelChange(replace_labels=change.replace_labels):
         raise UserError("nothing to do: expected --add, --drop, --only, --language, --spacy or --gazetteer")
     parts = Parts(Path(f"{output}.parts")) if current_engine().is_cluster else None
     with writing_rows(output) as writer, reading_bar([cuts], "label") as bar:
@@ -127,16 +137,6 @@ def _same_finder(change: LabelChange, found: Tuple[Any, ...], run: str) -> Optio
     if _digest_of(finder, change, found) != run:
         raise UserError(f"{found[0] or found[1]}: on {socket.gethostname()} it differs from that of the command")
     return finder
-
-
-overwrite_option = click.option("--overwrite", is_flag=True, help="Replace files that exist already.")
-
-
-def _refuse_existing(outputs: Iterable[PathLike], overwrite: bool, hint: str = "") -> None:
-    """Check that no output exists, unless it may be replaced (raises UserError)."""
-    there = [path for path in outputs if os.path.lexists(path)]
-    if there and not overwrite:
-        raise UserError(f"{there[0]}: exists already; --overwrite replaces it{hint}")
 
 
 @click.command()
@@ -187,7 +187,7 @@ def mix(
         raise UserError("--weights: cannot be given together with --by or --temperature")
     if to_yaml and prefix:
         raise UserError("--prefix: changes ids, so it needs an OUTPUT of cuts (.jsonl or .jsonl.gz)")
-    _refuse_existing([output], overwrite, " (the last name is OUTPUT)")
+    refuse_existing([output], overwrite, " (the last name is OUTPUT)")
     chosen = _numbers(weights, len(cuts)) if weights is not None else None
     with reading_bar(cuts, "count") as bar:
         counts = mixing.count_each(cuts, bar)
@@ -209,15 +209,17 @@ def mix(
 @click.argument("cuts", type=click.Path(dir_okay=False))
 @click.argument("output", type=click.Path(dir_okay=False))
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the order.")
-def shuffle(cuts: str, output: str, seed: int) -> None:
+@overwrite_option
+def shuffle(cuts: str, output: str, seed: int, overwrite: bool) -> None:
     """Write CUTS to OUTPUT in random order, for training, which shuffles only within a buffer (data.buffer_size).
 
     \b
-      manifest shuffle cuts_train.jsonl.gz cuts_train.jsonl.gz
+      manifest shuffle cuts_train.jsonl.gz cuts_train.jsonl.gz --overwrite
 
-    OUTPUT may be CUTS. Memory does not grow with the number of cuts, but the disk of OUTPUT needs room for all of them
+    Memory does not grow with the number of cuts, but the disk of OUTPUT needs room for all of them
     uncompressed. `manifest prepare` shuffles the training parts that it writes.
     """
+    refuse_existing([output], overwrite)
     with reading_bar([cuts], "shuffle") as bar:
         count = mixing.shuffle_manifest(cuts, output, seed, bar)
     click.echo(f"{count} cuts: {output}")
@@ -267,7 +269,7 @@ def split(cuts: str, output_dir: Path, shares: str, seed: int, overwrite: bool, 
     """
     wanted = parse_shares(shares)
     outputs = {name: output_dir / f"cuts_{name}.jsonl.gz" for name in wanted}
-    _refuse_existing(outputs.values(), overwrite)
+    refuse_existing(outputs.values(), overwrite)
     rule = chosen(KeyRule, given, kinds=tuple(dict.fromkeys(given["kinds"])))
     with reading_bar([cuts], "split", passes=2) as bar:
         counts = split_manifest(cuts, outputs, wanted, rule, seed, bar)
@@ -313,9 +315,10 @@ def parse_shares(text: str) -> Dict[str, float]:
     tasks={"option": "--task"},
     without_tasks={"option": "--without-task"},
     ids={"type": click.Path(dir_okay=False)},
-    keep_labels={"type": str, "multiple": True, "metavar": "TASK=SHARE"},
+    keep_labels={"type": NamedNumber("TASK=SHARE", "ner=0.25"), "multiple": True},
 )
-def subset(source: str, output: str, **given: Any) -> None:
+@overwrite_option
+def subset(source: str, output: str, overwrite: bool, **given: Any) -> None:
     """Write a part of CUTS to OUTPUT, in their order.
 
     \b
@@ -325,30 +328,18 @@ def subset(source: str, output: str, **given: Any) -> None:
 
     The last example is for experiments on partially labelled data: the labels of the other cuts are dropped.
     """
+    refuse_existing([output], overwrite)
     sets = {name: frozenset(given[name]) for name in ("languages", "corpora", "tasks", "without_tasks")}
     ids = read_ids(given["ids"], source) if given["ids"] else None
-    wanted = chosen(Wanted, given, ids=ids, keep_labels=parse_keep_labels(given["keep_labels"]), **sets)
+    shares = dict(given["keep_labels"])
+    if len(shares) < len(given["keep_labels"]):
+        raise UserError("--keep-labels: expected once for each task")
+    wanted = chosen(Wanted, given, ids=ids, keep_labels=shares, **sets)
     with reading_bar([source], "subset", passes=2) as bar:
         report = write_subset(source, output, wanted, bar)
     click.echo(f"{report.cuts} cuts, {report.hours:.2f} hours: {output}")
     for task, kept in report.kept.items():
         click.echo(f"{task}: kept on {kept} cuts, dropped from {report.lost[task]}")
-
-
-def parse_keep_labels(items: Tuple[str, ...]) -> Dict[str, float]:
-    """``ner=0.25`` as a mapping (raises UserError)."""
-
-    shares: Dict[str, float] = {}
-    for item in items:
-        task, _, number = item.partition("=")
-        try:
-            share = float(number)
-        except ValueError:
-            share = -1.0
-        if task in shares or not 0 <= share <= 1:
-            raise UserError(f"--keep-labels {item}: expected TASK=SHARE, 0 to 1, once for each task, e.g. ner=0.25")
-        shares[task] = share
-    return shares
 
 
 @click.command()
@@ -369,10 +360,12 @@ def parse_keep_labels(items: Tuple[str, ...]) -> Dict[str, float]:
 @click.option(
     "--normaliser", type=click.Choice(list(NORMALISERS)), default="none", show_default=True, help="Of the texts."
 )
+@overwrite_option
 @window_options
 def conversations(
     turns: Path,
     output: Path,
+    overwrite: bool,
     recordings: Optional[Path],
     tasks: str,
     language: Optional[str],
@@ -388,6 +381,7 @@ def conversations(
     """
     from tokenverse_pp.data.editing.conversations import write_conversations
 
+    refuse_existing([output], overwrite)
     write_conversations(
         turns,
         output,

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import os
 from pathlib import Path
 from typing import (
     Any,
     Callable,
     Dict,
+    Iterable,
     Literal,
     Mapping,
     Optional,
@@ -25,6 +27,7 @@ import click
 
 from tokenverse_pp.base.engine import EngineOptions, opened
 from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.files import PathLike
 from tokenverse_pp.base.option_help import option_help
 
 Command = Callable[..., Any]
@@ -154,6 +157,16 @@ threads_option = click.option(
     default=0,
     help="CPU threads; 0: as OMP_NUM_THREADS says, else by the size of the model and the number of cores.",
 )
+
+# Of commands that write a manifest; they call `refuse_existing`.
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace files that exist already.")
+
+
+def refuse_existing(outputs: Iterable[PathLike], overwrite: bool, hint: str = "") -> None:
+    """Check that no output exists, unless it may be replaced (raises UserError)."""
+    there = [path for path in outputs if os.path.lexists(path)]
+    if there and not overwrite:
+        raise UserError(f"{there[0]}: exists already; --overwrite replaces it{hint}")
 
 
 def engine_options(command: Command) -> Command:

@@ -63,7 +63,7 @@ class LabelChange:
     """Tasks to add, e.g. lid,scd. Their labels must be in the cuts (or come from --language)."""
     language: Optional[str] = None
     """Write this code (e.g. fr) into the turns that have no language, in its canonical form (fr for FRA)."""
-    overwrite: bool = False
+    replace_labels: bool = False
     """Replace languages and entities that are there already."""
 
     def __post_init__(self) -> None:
@@ -87,14 +87,14 @@ def label_rows(
 
     Raises:
         UserError: naming a cut that does not have the labels of a task to be added, or already has other labels
-            (without ``overwrite``).
+            (without ``replace_labels``).
     """
     rows = iter(rows)
     while chunk := list(islice(rows, CHUNK)):
         for row in chunk:
             _change(row, change)
         if finder is not None:
-            _find_entities(chunk, finder, change.overwrite)
+            _find_entities(chunk, finder, change.replace_labels)
         for row in chunk:
             if change.add or change.language:
                 problems = check_cut(labelled_cut(row))
@@ -149,7 +149,7 @@ def _digest(run: str, rows: Sequence[ManifestRow]) -> str:
 
 def _change(row: ManifestRow, change: LabelChange) -> None:
     if change.language:
-        _write_language(row, change.language, change.overwrite)
+        _write_language(row, change.language, change.replace_labels)
     labelled = tasks_of(row)
     unwanted = set(change.drop)
     if change.only is not None:
@@ -184,7 +184,7 @@ def drop_tasks(data: Dict[str, Any], tasks: Iterable[str]) -> None:
             supervision_custom(supervision, data["id"]).pop(name, None)
 
 
-def _write_language(row: ManifestRow, language: str, overwrite: bool) -> None:
+def _write_language(row: ManifestRow, language: str, replace: bool) -> None:
     """Write a code, in its canonical form, into the turns of a row; another spelling of it is not changed."""
     problem = language_problem(language)
     code = canonical_tag(language) or language
@@ -192,21 +192,21 @@ def _write_language(row: ManifestRow, language: str, overwrite: bool) -> None:
         if problem:
             raise UserError(f"{row.where}: cut {row.id}: supervision {i}, field 'language': {problem}")
         found = supervision.get("language")
-        if found and not overwrite:
+        if found and not replace:
             if not compatible_languages(str(found), code):
                 raise UserError(
                     f"{row.where}: cut {row.id}: its language is {found!r} already, not {language!r}; "
-                    "--overwrite replaces it"
+                    "--replace-labels replaces it"
                 )
         else:
             supervision["language"] = code
 
 
-def _find_entities(rows: Sequence[ManifestRow], finder: EntityFinder, overwrite: bool) -> None:
+def _find_entities(rows: Sequence[ManifestRow], finder: EntityFinder, replace: bool) -> None:
     turns = []
     for row in rows:
         found = list(supervisions_of(row.data))
-        if not overwrite:
+        if not replace:
             _refuse_labelled(row, found)
         if not all(isinstance(turn.get("text"), str) for turn in found):
             raise UserError(f"{row.where}: cut {row.id}: field 'text': expected words in every turn")
@@ -232,7 +232,7 @@ def _refuse_labelled(row: ManifestRow, turns: Sequence[Dict[str, Any]]) -> None:
     if labelled:
         maker = _sources(custom_of(row.data), row.id).get("ner", "people")
         raise UserError(
-            f"{row.where}: cut {row.id}: has entities by {maker} already; --overwrite replaces them by a machine's"
+            f"{row.where}: cut {row.id}: has entities by {maker} already; --replace-labels replaces them by a machine's"
         )
 
 

@@ -229,6 +229,9 @@ class Wanted:
                 raise UserError(unknown_task(task))
         if "asr" in self.keep_labels:
             raise UserError("--keep-labels asr: every cut is labelled for asr")
+        for task, part in self.keep_labels.items():
+            if not 0 <= part <= 1:
+                raise UserError(f"--keep-labels {task}={part:g}: expected a share from 0 to 1")
 
     def takes(self, row: ManifestRow) -> bool:
         """Whether a row passes the filters."""
