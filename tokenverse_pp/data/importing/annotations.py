@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +24,7 @@ from typing import (
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.importing.brat_conll import REFUSE, find_brat, read_brat, read_conll
 from tokenverse_pp.data.importing.documents import Document, fit, lay_over, letters
-from tokenverse_pp.data.importing.rows import BadRow, Place, Rejected, Row, RowOrRejected, shown
+from tokenverse_pp.data.importing.rows import BadRow, Place, Rejected, Row, RowOrRejected, composed, shown
 
 T = TypeVar("T")
 WIDTHS = (8, 64, 512)  # how far rows and sentences are searched for the next pair that fits
@@ -63,7 +62,7 @@ class NamedDocuments:
         """Record the names of a row, even if it is rejected, so that its documents count as used."""
         row = item.row if isinstance(item, Rejected) else item
         if row is not None:
-            self._known.update(name for name in (_name(row.id), *_recording_names([row])) if name in self._documents)
+            self._known.update(name for name in (composed(row.id), *_recording_names([row])) if name in self._documents)
         elif isinstance(item, Rejected) and not item.harmless:
             self.unknown_rows += 1
 
@@ -76,7 +75,7 @@ class NamedDocuments:
         attached = Attached()
         names = _recording_names([*rows, *rejected])
         for number, row in enumerate(rows):
-            name = _name(row.id)
+            name = composed(row.id)
             document = self._take(name)
             if document is None:
                 continue
@@ -128,13 +127,9 @@ class NamedDocuments:
                 yield Rejected(place, f"{told} has the name {name!r}")
 
 
-def _name(text: str) -> str:
-    return unicodedata.normalize("NFC", text)  # file systems may decompose file names
-
-
 def _recording_names(rows: Sequence[Row]) -> Set[str]:
     names = {row.recording for row in rows} | {Path(row.audio).stem for row in rows if row.audio}
-    return {_name(name) for name in names if name}
+    return {composed(name) for name in names if name}
 
 
 class SentencesInOrder:
@@ -317,7 +312,7 @@ def _by_name(documents: Iterator[Document]) -> NamedDocuments:
             reason = document.error or "expected a sentence with a name, as most have (`# id = NAME`)"
             nameless.append(Rejected(document.place, reason))
             continue
-        first = found.setdefault(_name(document.name), document)
+        first = found.setdefault(composed(document.name), document)
         if isinstance(first, Document) and (first.text, first.spans) != (document.text, document.spans):
             reason = f"another sentence, {first.place}, has the name {document.name!r} already"
             first.error = first.error or f"another sentence, {document.place}, has the name {document.name!r} as well"

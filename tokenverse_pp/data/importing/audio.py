@@ -7,7 +7,6 @@ import hashlib
 import os
 import shutil
 import subprocess
-import unicodedata
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,7 +19,7 @@ from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.access import allow_sources, file_problem, recording_of, use_backend
 from tokenverse_pp.data.audio import ENDINGS, AudioInput
 from tokenverse_pp.data.corpora.common import write_16_khz
-from tokenverse_pp.data.importing.rows import BadRow, Row, channel_number, decoded_name, safe_id, shown
+from tokenverse_pp.data.importing.rows import BadRow, Row, channel_number, composed, decoded_name, safe_id, shown
 
 
 class AudioOut:
@@ -175,7 +174,7 @@ class AudioFinder:
         found = next((folder for folder in self._folders() if folder in path.parents), path)
         for part in path.relative_to(found).parts:
             if not part.isascii() and not os.path.lexists(found / part):
-                same = self._forms(found).get(unicodedata.normalize("NFC", part), [])
+                same = self._forms(found).get(composed(part), [])
                 part = same[0] if len(same) == 1 else part
             found = found / part
         return found
@@ -205,7 +204,7 @@ class AudioFinder:
             return given
         listing = self._listing(given.parent) if given not in self._folders() else {}
         any_case = given.name.casefold()
-        any_form = unicodedata.normalize("NFC", any_case)
+        any_form = composed(any_case)
         for key, kind in ((given.name, "exact"), (any_case, "any case"), (any_form, "any form")):
             found = [item for item in listing.get((kind, key), []) if os.path.isfile(given.parent / item)]
             best = min((ENDINGS.index(os.path.splitext(item)[1].lower()) for item in found), default=-1)
@@ -251,7 +250,7 @@ def _listing(folder: Path) -> Dict[Tuple[str, str], List[str]]:
         if ending.lower() in ENDINGS:
             names.setdefault(("exact", stem), []).append(item)
             names.setdefault(("any case", stem.casefold()), []).append(item)
-            names.setdefault(("any form", unicodedata.normalize("NFC", stem.casefold())), []).append(item)
+            names.setdefault(("any form", composed(stem.casefold())), []).append(item)
     return names
 
 
@@ -260,7 +259,7 @@ def _forms(folder: Path) -> Dict[str, List[str]]:
     names: Dict[str, List[str]] = {}
     with contextlib.suppress(OSError):
         for item in sorted(os.listdir(folder)):
-            names.setdefault(unicodedata.normalize("NFC", item), []).append(item)
+            names.setdefault(composed(item), []).append(item)
     return names
 
 

@@ -11,7 +11,6 @@ of a token.
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +20,7 @@ from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple, 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.importing.documents import Document
 from tokenverse_pp.data.importing.fields import bio_spans
-from tokenverse_pp.data.importing.rows import BadRow, Place, expect, files_of, lines_of, shown
+from tokenverse_pp.data.importing.rows import BadRow, Place, composed, expect, files_of, lines_of, shown
 from tokenverse_pp.data.lines import raw_lines, text_of
 
 FORM = "T1<tab>TYPE start end<tab>words"
@@ -55,7 +54,7 @@ def find_brat(folder: Path) -> Dict[str, Union[Path, Document]]:
         # macOS stores metadata of a file in ._NAME.
         if path.suffix.lower() != ".ann" or path.name.startswith("._") or not path.is_file():
             continue
-        name = unicodedata.normalize("NFC", path.stem)
+        name = composed(path.stem)
         if name in paths:
             error = f"{paths[name]} has the same name; expected one document of a name"
             found[name] = Document(Place(str(path), 1), name, "", [], error)
@@ -128,7 +127,7 @@ def _entity(place: Place, line: str) -> BratEntity:
 
 
 def _words(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFC", text).split())
+    return " ".join(composed(text).split())
 
 
 def _fits(entity: BratEntity, piece_of: Callable[[int, int], str]) -> bool:

@@ -366,9 +366,14 @@ def recording_key(row: Row) -> str:
     return name_key(row.recording or Path(row.audio or "").stem)
 
 
+def composed(name: str) -> str:
+    """Return a name with composed letters (NFC), as file systems and editors may decompose them (``é``)."""
+    return unicodedata.normalize("NFC", name)
+
+
 def name_key(name: str) -> str:
-    """Return a recording's name decoded and composed, as file systems and editors decompose letters (``é``)."""
-    return unicodedata.normalize("NFC", decoded_name(name))
+    """Return a recording's name decoded and composed."""
+    return composed(decoded_name(name))
 
 
 class _Files:
