@@ -83,16 +83,11 @@ def carry_features(cuts: Iterable[Cut], config: ModelConfig) -> bool:
     """Whether all cuts have stored features of the model's encoder, for every chunk setting that training draws."""
     if config.encoder.kind == "finetune":
         return False
-    keys = set(keys_of(config.streaming))
-    origin = features_origin(config.encoder)
-    for cut in cuts:
-        custom = cut.custom or {}
-        if custom.get(ORIGIN) != origin or not keys <= set(custom):
-            return False
-        arrays = [custom[key] for key in keys]
-        in_files = [array for array in arrays if not isinstance(array.storage_key, bytes)]  # Shar's are in memory
-        if not all(Path(array.storage_path, array.storage_key).exists() for array in in_files):
-            return False
+    try:
+        for cut in cuts:
+            check_features(cut, config.encoder, keys_of(config.streaming))
+    except UserError:
+        return False
     return True
 
 
