@@ -7,7 +7,6 @@ shard by shard, the next ones while one is read. A Shar that is being written ha
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 import shutil
 import tempfile
@@ -27,7 +26,7 @@ from lhotse.shar import SharWriter
 
 from tokenverse_pp.base import storage
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.files import PathLike, cache_folder, url_of
+from tokenverse_pp.base.files import PathLike, cache_folder, replacing_folder, url_of
 from tokenverse_pp.data.access import (
     SourceAccess,
     access_problems,
@@ -120,15 +119,9 @@ def write_shar(
         return _write_remote(path, url, shard_size, audio, bar, jobs)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: exists already; expected a new or empty folder")
-    temporary = folder.with_name(f".{os.getpid()}.{folder.name}")
-    try:
-        temporary.mkdir(parents=True)
-        count = _write_shards(path, temporary, shard_size, audio, bar, jobs)
-        if folder.exists():
-            folder.rmdir()
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with replacing_folder(folder) as new:
+        new.mkdir()
+        count = _write_shards(path, new, shard_size, audio, bar, jobs)
     return _report(count, {file.name: file.stat().st_size for file in folder.iterdir()})
 
 
