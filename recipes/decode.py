@@ -49,7 +49,6 @@ from tokenverse_pp.data.manifests import read_cuts
 from tokenverse_pp.data.samplers import load_cuts
 from tokenverse_pp.decoding.context_graph import read_hotwords
 from tokenverse_pp.decoding.inactive import inactive_of
-from tokenverse_pp.decoding.recognizer import choose_tasks
 from tokenverse_pp.decoding.run import Outcome, batch_line, check_ids, decode_all, run_digest
 from tokenverse_pp.evaluation.report import write_report
 from tokenverse_pp.evaluation.scoring import score_hypotheses, score_table
@@ -136,7 +135,7 @@ def run(given: Mapping[str, Any], options: DecodeOptions, world: DistributedCont
     threads = set_threads(given["threads"], loaded.model)
     if world.is_first:
         click.echo(threads)
-    choose_tasks(loaded.tasks, options.tasks)
+    loaded.tasks.chosen(options.tasks, "--tasks: ")
     check_chunks(loaded, options)
     corpora: Dict[str, str] = {}
     cuts = read_all(given["cut_files"], corpora)[: given["first"]]

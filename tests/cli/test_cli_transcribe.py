@@ -267,7 +267,7 @@ def test_wrong_options_are_one_line(model, calls, tmp_path):
     one = calls / "one.wav"
     for args, said in [
         ((), "AUDIO: expected files"),
-        ((one, "--tasks", "asr,dance"), "'dance' is not a task of this model"),
+        ((one, "--tasks", "asr,dance"), "task 'dance': this model knows"),
         ((one, "--language", "xx"), "does not write [XX]"),
         ((one, "--language", "qaa", "--tasks", "asr"), "with the task lid only"),
         ((one, "--format", "srt", "--format", "vtt"), "several formats need --output-dir"),

@@ -10,7 +10,6 @@ from vocabulary import ALL, Vocabulary, is_well_formed, know
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.search_options import SearchOptions
-from tokenverse_pp.decoding.constraint_table import ConstraintTable
 from tokenverse_pp.decoding.constraints import (
     Constraints,
     InOrder,
@@ -20,6 +19,7 @@ from tokenverse_pp.decoding.constraints import (
     constraints_for,
 )
 from tokenverse_pp.decoding.search import search_frames
+from tokenverse_pp.decoding.tables import ConstraintTable
 from tokenverse_pp.tasks import TaskSet
 from tokenverse_pp.tasks.base import RANK_CHANGE, RANK_CLOSE, RANK_END, RANK_OPEN, PositionTask
 

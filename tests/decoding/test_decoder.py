@@ -16,7 +16,7 @@ from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.decoding.hypothesis import CALIBRATION, Calibration, Curve
 from tokenverse_pp.decoding.long_form import decode_long
-from tokenverse_pp.decoding.recognizer import DecodeOptions, choose_tasks, decode, plan_batches
+from tokenverse_pp.decoding.recognizer import DecodeOptions, Recognizer, decode, plan_batches
 from tokenverse_pp.models.bundle import ModelBundle
 from tokenverse_pp.training.steps import forward
 
@@ -56,10 +56,10 @@ def test_tasks_are_chosen_by_name_and_bad_options_named(loaded):
     for changes, said in (({"max_duration": 0}, "--max-duration"), ({"overlap": 15}, "overlap")):
         with pytest.raises(UserError, match=said):
             DecodeOptions(**changes)
-    assert choose_tasks(loaded.tasks, []).names == loaded.tasks.names
-    assert choose_tasks(loaded.tasks, ["lid"]).names == ("asr", "lid")
-    with pytest.raises(UserError, match=r"--tasks: 'sing' is not a task of this model, which knows asr, scd"):
-        choose_tasks(loaded.tasks, ["asr", "sing"])
+    assert Recognizer(loaded, DecodeOptions()).active.names == loaded.tasks.names
+    assert loaded.tasks.chosen(["lid"]).names == ("asr", "lid")
+    with pytest.raises(UserError, match=r"--tasks: task 'sing': this model knows asr, scd"):
+        loaded.tasks.chosen(["asr", "sing"], "--tasks: ")
 
 
 @pytest.mark.parametrize("names", [["asr"], ["lid"], ["scd", "ner"], ["asr", "scd", "endp", "ner", "lid"]])

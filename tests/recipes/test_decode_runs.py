@@ -65,7 +65,7 @@ def test_an_error_of_all_processes_is_told_and_ends_them(finished_run, cuts, tmp
     process = start("decode.py", *options(finished_run, cuts, tmp_path / "out", "--tasks", "sing"), ranks=2)
     done = finish(process)
     assert done.code == 1
-    assert "error: --tasks: 'sing' is not a task of this model" in done.stderr
+    assert "error: --tasks: task 'sing': this model knows" in done.stderr
     assert not (tmp_path / "out").exists()
 
 

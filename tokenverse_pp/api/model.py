@@ -167,8 +167,7 @@ be reached (nor is a model of that name in its local cache)
         'qab'
         >>> model.transcribe(samples, tasks=["dancing"])
         Traceback (most recent call last):
-        tokenverse_pp.base.errors.UserError: tasks: 'dancing' is not a task of this model, which knows asr, scd, endp, \
-ner, lid
+        tokenverse_pp.base.errors.UserError: tasks: task 'dancing': this model knows asr, scd, endp, ner, lid
 
         Audio can have any length, rate and number of channels: channels are averaged, and audio longer than 28 s is
         decoded in windows (docs/long_audio.md).

@@ -27,12 +27,8 @@ from tokenverse_pp.tasks.result import Transcript, Word
 
 def decode_options(options: TranscribeOptions, known: TaskSet) -> DecodeOptions:
     """Return the decoder's options for a model with these tasks (raises UserError)."""
-    names = _tuple(options.tasks)
-    for name in names:
-        if name not in known:
-            raise UserError(f"tasks: {name!r} is not a task of this model, which knows {', '.join(known.names)}")
+    tasks = known.chosen(_tuple(options.tasks) or known.names, "tasks: ").names
     options.check_precision()
-    tasks = known.subset(names or known.names).names
     return DecodeOptions(
         search_options(options, "lid" in tasks),
         tasks,

@@ -9,7 +9,7 @@ from typing import Any, Dict, Mapping, Optional, Tuple
 import click
 
 from tokenverse_pp.base.config import ChunkOptions
-from tokenverse_pp.base.errors import UserError, printable
+from tokenverse_pp.base.errors import printable
 from tokenverse_pp.base.options import StreamingOptions, TranscribeOptions
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.cli.options import (
@@ -139,9 +139,7 @@ def _models(given: Mapping[str, Any]) -> Tuple[Any, Any]:
     log = logging.getLogger("tokenverse_pp.serving")
     log.info(set_threads(given["threads"], loaded.model))
     tasks = names_of(given["tasks"])
-    for name in tasks:
-        if name not in loaded.tasks:
-            raise UserError(f"--tasks {given['tasks']}: {model} knows {', '.join(loaded.tasks.names)}, not {name!r}")
+    loaded.tasks.chosen(tasks, "--tasks: ")
     has_language = "lid" in (tasks or loaded.tasks)
     options = StreamingOptions(
         chosen(ChunkOptions, given), tasks, _search(given, has_language), inactive=given["inactive"]

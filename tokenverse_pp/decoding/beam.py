@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from tokenverse_pp.base.search_options import SearchOptions
-from tokenverse_pp.decoding.constraint_table import BatchConstraints
 from tokenverse_pp.decoding.constraints import NEG_INF
 from tokenverse_pp.decoding.hypothesis import Hypothesis
 from tokenverse_pp.decoding.scorer import Scorer
+from tokenverse_pp.decoding.tables import BatchConstraints
 from tokenverse_pp.losses.native.kernels import triton_kernels
 
 Array = TypeVar("Array", Tensor, np.ndarray)

@@ -217,8 +217,7 @@ def constraints_for(
     Raises:
         UserError: for a task or language that the model does not know, or languages without the task ``lid``.
     """
-    check_known(tasks, active)
-    active_tasks = tasks.subset(active)
+    active_tasks = tasks.chosen(active)
     suppressed = [s for task in tasks.tasks if task.name not in active_tasks for s in task.symbols]
     places = {symbol: (rank, i) for i, task in enumerate(tasks.tasks) for symbol, rank in task.ranks.items()}
     each: List[Constraint] = [Suppress([UNKNOWN, *suppressed]), InOrder(places)]
@@ -234,13 +233,6 @@ def constraints_for(
     compiled = compile_constraints(each, ids, tokenizer.vocab_size)
     first = [symbol for one in each if isinstance(one, StartsWith) for symbol in sorted(one.symbols)]
     return replace(compiled, begun=int(compiled.following[0, ids[first[0]]])) if first else compiled
-
-
-def check_known(tasks: TaskSet, names: Sequence[str]) -> None:
-    """Check that the model knows these tasks (raises UserError)."""
-    for name in names:
-        if name not in tasks:
-            raise UserError(f"task {name!r}: this model knows {', '.join(tasks.names)}")
 
 
 def languages_written(options: SearchOptions, tasks: Optional[TaskSet]) -> List[str]:

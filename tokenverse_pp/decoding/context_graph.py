@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Callable, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -32,44 +32,13 @@ from tokenverse_pp.data.lines import BLANKS, number_of, stray_control, text_line
 from tokenverse_pp.data.normalise import normalise
 from tokenverse_pp.data.tokenizer import BLANK_ID, Tokenizer
 from tokenverse_pp.decoding.constraints import SPACE, UNKNOWN
+from tokenverse_pp.decoding.tables import RowCache
 from tokenverse_pp.tasks.transcript import is_task_token
 
 ROWS_KEPT = 4096
 TABLE_NUMBERS = 2**26  # numbers in a dense table on a GPU: 256 MiB each for gains and states
 LARGEST_BONUS = 1e6  # nats per token: sums in float32 are exact to less than a nat
 Phrase = Tuple[Sequence[int], float]
-
-
-class RowCache:
-    """A bounded cache of rows, computed when first needed, on the device of the last call.
-
-    Args:
-        make: computes M rows from their numbers, (M, width) float32.
-        width: length of a row.
-        capacity: most rows kept; if one call needs more, all of its rows are kept.
-    """
-
-    def __init__(self, make: Callable[[Sequence[int]], Tensor], width: int, capacity: int):
-        self.make, self.width, self.capacity = make, width, capacity
-        self._row_of: Dict[int, int] = {}
-        self._rows = torch.empty(0, width)
-
-    def look_up(self, numbers: Sequence[int], device: torch.device) -> Tensor:
-        """Return M rows by their numbers, (M, width)."""
-        if len(self._row_of) + len(numbers) > self.capacity or self._rows.device != device:
-            self._row_of.clear()  # rows still needed are computed again
-            self._rows = torch.empty(0, self.width, device=device)
-        missing = [number for number in dict.fromkeys(numbers) if number not in self._row_of]
-        if missing:
-            first, end = len(self._row_of), len(self._row_of) + len(missing)
-            if end > len(self._rows):
-                larger = self._rows.new_empty(max(end, min(max(2 * end, 64), self.capacity)), self.width)
-                larger[:first] = self._rows[:first]
-                self._rows = larger
-            self._rows[first:end] = self.make(missing)
-            self._row_of.update(zip(missing, range(first, end)))
-        rows = torch.tensor([self._row_of[number] for number in numbers], dtype=torch.int64, device=device)
-        return self._rows.index_select(0, rows)
 
 
 class FusionScorer(ABC):

@@ -22,10 +22,10 @@ from torch import Tensor
 
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.decoding.beam import longer_keys, symbol_keys
-from tokenverse_pp.decoding.constraint_table import BatchConstraints
 from tokenverse_pp.decoding.constraints import NEG_INF
 from tokenverse_pp.decoding.hypothesis import Hypothesis
 from tokenverse_pp.decoding.scorer import NumberedStates, PredictorStates, Scorer
+from tokenverse_pp.decoding.tables import BatchConstraints
 
 
 def full_beam_search(

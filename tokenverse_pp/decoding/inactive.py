@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Dict, FrozenSet, List, NamedTuple, Optional, S
 
 from tokenverse_pp.base.options import Inactive
 from tokenverse_pp.base.search_options import SearchOptions
-from tokenverse_pp.decoding.constraints import check_known, check_language_task
+from tokenverse_pp.decoding.constraints import check_language_task
 from tokenverse_pp.decoding.hypothesis import Hypothesis
 from tokenverse_pp.tasks.base import TaskSet
 
@@ -95,8 +95,7 @@ def select(
     Raises:
         UserError: for a task that the model does not know, and for languages without the task ``lid``.
     """
-    check_known(tasks, names)
-    active = tasks.subset(names)
+    active = tasks.chosen(names)
     if inactive == "suppress":
         return Selection(active.names, frozenset())
     check_language_task(active, languages)

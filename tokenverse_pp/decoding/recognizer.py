@@ -58,14 +58,6 @@ def vector_weights(loaded: ModelBundle, active: TaskSet, scales: Numbers = ()) -
     return weights
 
 
-def choose_tasks(tasks: TaskSet, names: Sequence[str]) -> TaskSet:
-    """Return the tasks to decode: those named, or all of the model's (raises UserError for an unknown task)."""
-    for name in names:
-        if name not in tasks:
-            raise UserError(f"--tasks: {name!r} is not a task of this model, which knows {', '.join(tasks.names)}")
-    return tasks.subset(names or tasks.names)
-
-
 Record = Dict[str, Any]
 NBest = List[Hypothesis]  # best score first
 NOT_FINITE = "the encoder gave NaN or infinity; do its inputs or the model hold any?"
@@ -131,14 +123,15 @@ class Recognizer:
     def __init__(self, loaded: ModelBundle, options: DecodeOptions, weights: Optional[Tensor] = None):
         self.loaded = loaded
         self.options = options
-        self.active = choose_tasks(loaded.tasks, options.tasks)
+        self.active = loaded.tasks.chosen(options.tasks or loaded.tasks.names, "--tasks: ")
         self.inactive = inactive_of(loaded, options.inactive)
+        self.names = self.active.names
         self._selections: Dict[Tuple[str, ...], Selection] = {}
-        self.decoded = loaded.tasks.subset(self.selection_of(self.active.names).decoded)
+        self.decoded = loaded.tasks.subset(self.selection_of(self.names).decoded)
         self.device = next(loaded.model.parameters()).device
         self.shift = loaded.model.encoder.output_frame_shift
         self._constraints: Dict[Tuple[str, ...], Constraints] = {}
-        self.constraints = self.constraints_of(self.active.names)
+        self.constraints = self.constraints_of(self.names)
         self.bonus = bonus_for(options.search, loaded.tokenizer, self.decoded)
         self.joiner = biased_joiner(loaded.model.joiner, options.search, loaded.tokenizer)
         self.calibration = read_calibration(loaded.folder)
@@ -225,8 +218,8 @@ class Recognizer:
             )
             self._read_pauses(out, lengths, good, best, active)
             for row, hypotheses in zip(good, best):
-                removed = self.selection_of(self.active.names if active is None else active[row]).removed
-                found[row] = stripped(hypotheses, removed) if strip else hypotheses
+                removed = self.selection_of(self.names if active is None else active[row]).removed
+                found[row] = stripped(hypotheses, removed) if strip and removed else hypotheses
         return found
 
     def _read_pauses(
@@ -243,7 +236,7 @@ class Recognizer:
         them. Only rows with the requested task ``endp`` change.
         """
         o = self.options
-        named = [self.active.names if active is None else active[row] for row in rows]
+        named = [self.names if active is None else active[row] for row in rows]
         chosen = [i for i, names in enumerate(named) if "endp" in names and lengths[rows[i]] > 0]
         reader = self.pause_reader if chosen and (o.pauses or o.search.earns) else None
         if reader is None:
@@ -291,7 +284,7 @@ class Recognizer:
             return [best[0] for best in found if best is not None]
 
         o, loaded = self.options, self.loaded
-        removed = self.selection_of(self.active.names).removed
+        removed = self.selection_of(self.names).removed
         if cut.duration <= o.window:
             return stripped(best_of([cut]), removed)[0]
         merger = Merger(self.pieces, self.decoded, self.shift, self.constraints)

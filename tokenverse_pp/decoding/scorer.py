@@ -22,15 +22,10 @@ from torch import Tensor
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.data.tokenizer import Tokenizer
 from tokenverse_pp.decoding.constraints import languages_written
-from tokenverse_pp.decoding.context_graph import (
-    ContextGraph,
-    FusedScorers,
-    FusionScorer,
-    RowCache,
-    hotword_phrases,
-)
+from tokenverse_pp.decoding.context_graph import ContextGraph, FusedScorers, FusionScorer, hotword_phrases
 from tokenverse_pp.decoding.hypothesis import Hypothesis
 from tokenverse_pp.decoding.language_models import language_model_for
+from tokenverse_pp.decoding.tables import RowCache
 from tokenverse_pp.models.predictor import LstmPredictor, Predictor, StatelessPredictor
 from tokenverse_pp.models.transducer import Joiner
 from tokenverse_pp.tasks.base import TaskSet

@@ -11,7 +11,6 @@ from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.options import DecodeOptions, Inactive
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.decoding.beam import beam_search
-from tokenverse_pp.decoding.constraint_table import ConstraintTable
 from tokenverse_pp.decoding.constraints import Constraints
 from tokenverse_pp.decoding.context_graph import FusionScorer
 from tokenverse_pp.decoding.full_beam import full_beam_search
@@ -19,6 +18,7 @@ from tokenverse_pp.decoding.greedy import greedy_search
 from tokenverse_pp.decoding.hypothesis import Hypothesis
 from tokenverse_pp.decoding.k2_fast_beam import k2_fast_beam_search
 from tokenverse_pp.decoding.scorer import Scorer, check_bonus, inference, project
+from tokenverse_pp.decoding.tables import ConstraintTable
 from tokenverse_pp.models.bundle import ModelBundle
 from tokenverse_pp.models.predictor import Predictor
 from tokenverse_pp.models.transducer import Joiner, Transducer
@@ -122,14 +122,11 @@ def search(
     from tokenverse_pp.decoding.recognizer import Recognizer  # imports this module
 
     network, known = model.model, model.tasks
-    for name in tasks or ():
-        if name not in known:
-            raise UserError(f"task {name!r}: this model knows {', '.join(known.names)}")
     items = [_checked(item, number, network) for number, item in enumerate(inputs)]
     if len({item.dim() for item in items}) > 1:
         raise UserError("inputs: expected all audio (1-D) or all stored features (2-D), got both")
     stored = any(item.dim() == 2 for item in items)
-    active = known.subset(known.names if tasks is None else tasks).names
+    active = known.names if tasks is None else known.chosen(tasks).names
     decoding = DecodeOptions(options or SearchOptions(), active, stored_features=stored, inactive=inactive)
     recognizer = Recognizer(model, decoding)
     training = network.training

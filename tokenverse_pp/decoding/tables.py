@@ -1,8 +1,8 @@
-"""The constraints of a batch of utterances or streams as one table on the device of the search."""
+"""Tables on the device of a search: the constraints of a batch, and rows that are computed when first needed."""
 
 from __future__ import annotations
 
-from typing import Dict, List, NamedTuple, Sequence, Tuple
+from typing import Callable, Dict, List, NamedTuple, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -90,3 +90,35 @@ def _state_after_allowed(constraints: Constraints, symbols: Sequence[int]) -> in
             after = constraints.after([symbol], constraints.begun)
         state = state if after is None else after
     return state
+
+
+class RowCache:
+    """A bounded cache of rows, computed when first needed, on the device of the last call.
+
+    Args:
+        make: computes M rows from their numbers, (M, width) float32.
+        width: length of a row.
+        capacity: most rows kept; if one call needs more, all of its rows are kept.
+    """
+
+    def __init__(self, make: Callable[[Sequence[int]], Tensor], width: int, capacity: int):
+        self.make, self.width, self.capacity = make, width, capacity
+        self._row_of: Dict[int, int] = {}
+        self._rows = torch.empty(0, width)
+
+    def look_up(self, numbers: Sequence[int], device: torch.device) -> Tensor:
+        """Return M rows by their numbers, (M, width)."""
+        if len(self._row_of) + len(numbers) > self.capacity or self._rows.device != device:
+            self._row_of.clear()  # rows still needed are computed again
+            self._rows = torch.empty(0, self.width, device=device)
+        missing = [number for number in dict.fromkeys(numbers) if number not in self._row_of]
+        if missing:
+            first, end = len(self._row_of), len(self._row_of) + len(missing)
+            if end > len(self._rows):
+                larger = self._rows.new_empty(max(end, min(max(2 * end, 64), self.capacity)), self.width)
+                larger[:first] = self._rows[:first]
+                self._rows = larger
+            self._rows[first:end] = self.make(missing)
+            self._row_of.update(zip(missing, range(first, end)))
+        rows = torch.tensor([self._row_of[number] for number in numbers], dtype=torch.int64, device=device)
+        return self._rows.index_select(0, rows)

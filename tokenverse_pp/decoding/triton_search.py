@@ -23,7 +23,6 @@ from torch import Tensor
 
 from tokenverse_pp.base.errors import one_line
 from tokenverse_pp.decoding.beam import HASH_FACTOR, BeamMemory, BeamTrace, symbol_keys
-from tokenverse_pp.decoding.constraint_table import BatchConstraints
 from tokenverse_pp.decoding.context_graph import ContextGraph, FusedScorers, FusionScorer
 from tokenverse_pp.decoding.language_models import LanguageModel
 from tokenverse_pp.decoding.ngram_tables import NgramTables, ngram_gains_kernel
@@ -35,6 +34,7 @@ from tokenverse_pp.decoding.search_kernels import (
     hidden_kernel,
     logits_kernel,
 )
+from tokenverse_pp.decoding.tables import BatchConstraints
 
 LOG = logging.getLogger(__name__)
 FRAMES_OF_A_GRAPH = 8

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tokenverse_pp.base.errors import UserError, one_line
-from tokenverse_pp.losses.native.lattice import autocast_type
+from tokenverse_pp.losses.native.kernels import autocast_type
 
 FIRST_SCALE = 1.0  # of the loss in fp16
 GROWTH_INTERVAL = 500  # steps

@@ -26,7 +26,6 @@ from tokenverse_pp.base.config import SAMPLE_RATE
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.options import ExportOptions, Inactive
 from tokenverse_pp.data.tokenizer import UNK_ID
-from tokenverse_pp.decoding.constraints import check_known
 from tokenverse_pp.decoding.inactive import select
 from tokenverse_pp.models.bundle import ModelBundle
 from tokenverse_pp.models.encoders.whisper import LogMel
@@ -214,9 +213,7 @@ def write_ctc(
 def chosen_sets(loaded: ModelBundle, options: ExportOptions, inactive: Inactive) -> List[SherpaSet]:
     """The sets of tasks, each with its file (raises UserError for unknown tasks and untrained combinations)."""
     tasks, tokenizer = loaded.tasks, loaded.tokenizer
-    for names in options.task_sets:
-        check_known(tasks, names)
-    named = [tasks.subset(names).names for names in options.task_sets]
+    named = [tasks.chosen(names).names for names in options.task_sets]
     sets = []
     for names in dict.fromkeys(named or [tasks.names]):
         selection = select(tasks, names, tokenizer, inactive)

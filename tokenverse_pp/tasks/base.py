@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar, Dict, List, Mapping, Optional, Sequence, Tuple, TypeVar
 
+from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.metrics.f1 import Interval, score_positions, score_times
 from tokenverse_pp.tasks.result import TranscriptReader, seconds, span_record
 from tokenverse_pp.tasks.transcript import Answers, Mark, MarkReader, Word, read_positions, valid_marks
@@ -164,6 +165,13 @@ class TaskSet:
     def subset(self, names: Sequence[str]) -> TaskSet:
         """The tasks of this set that are in ``names``, and ``asr``."""
         return TaskSet(tuple(task for task in self.tasks if task.name == "asr" or task.name in names))
+
+    def chosen(self, names: Sequence[str], where: str = "") -> TaskSet:
+        """`subset` (raises UserError, beginning with ``where``, for a name that is not in this set)."""
+        for name in names:
+            if name not in self:
+                raise UserError(f"{where}task {name!r}: this model knows {', '.join(self.names)}")
+        return self.subset(names)
 
     def mask(self, active: Sequence[str]) -> List[bool]:
         """Return for each task of this set whether it is active (``asr`` always is)."""

@@ -25,12 +25,12 @@ from torch.nn.utils.rnn import pad_sequence
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.decoding.beam import BeamMemory, BeamSearch, BeamTrace
-from tokenverse_pp.decoding.constraint_table import BatchConstraints, ConstraintTable
 from tokenverse_pp.decoding.constraints import NEG_INF, Constraints
 from tokenverse_pp.decoding.context_graph import FusionScorer
 from tokenverse_pp.decoding.greedy import GreedySearch, SymbolGreedySearch, by_symbol
 from tokenverse_pp.decoding.scorer import Scorer, check_bonus, inference, project
 from tokenverse_pp.decoding.streaming.events import Token
+from tokenverse_pp.decoding.tables import BatchConstraints, ConstraintTable
 from tokenverse_pp.models.predictor import Predictor
 from tokenverse_pp.models.transducer import Joiner
 

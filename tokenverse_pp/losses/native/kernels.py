@@ -1,4 +1,4 @@
-"""The choice between the Triton kernels of `losses.triton` and PyTorch for a tensor's loss."""
+"""How a tensor's loss is computed: by the Triton kernels of `losses.triton` or PyTorch, and in which type."""
 
 from __future__ import annotations
 
@@ -79,3 +79,12 @@ def _find_problem(device: torch.device) -> Optional[str]:
     except Exception as error:  # e.g. a missing compiler or a GPU that is too old: the messages vary
         return one_line(error)
     return None
+
+
+def autocast_type(kind: str) -> Optional[torch.dtype]:
+    """The type in which autocast computes matrix products on a kind of device; None if it is off."""
+    if hasattr(torch, "get_autocast_dtype"):  # torch 2.4 and later; the functions below are deprecated there
+        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+    if kind == "cpu":
+        return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
+    return torch.get_autocast_gpu_dtype() if kind == "cuda" and torch.is_autocast_enabled() else None

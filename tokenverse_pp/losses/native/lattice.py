@@ -63,15 +63,6 @@ def without_autocast(function: Method) -> Method:
     return cast(Method, wrapped)
 
 
-def autocast_type(kind: str) -> Optional[torch.dtype]:
-    """The type in which autocast computes matrix products on a kind of device; None if it is off."""
-    if hasattr(torch, "get_autocast_dtype"):  # torch 2.4 and later; the functions below are deprecated there
-        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-    if kind == "cpu":
-        return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
-    return torch.get_autocast_gpu_dtype() if kind == "cuda" and torch.is_autocast_enabled() else None
-
-
 def at_least_float32(x: Tensor) -> Tensor:
     """Half-precision tensors as float32; float32 and float64 unchanged."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
