@@ -201,11 +201,9 @@ def save_model(
     otherwise the model names it.
 
     Args:
-        loaded: the model.
         folder: a new or empty folder, or a model folder, which is replaced.
         encoder_name: the encoder's name in the original configuration.
         encoder_folder: the encoder's folder; None for an encoder from the hub.
-        include_encoder: see above.
         half: write the weights in float16.
 
     Raises:
@@ -277,8 +275,6 @@ def _write_model(
 
     Args:
         loaded: the model that is written; links in its own encoder folder are refused.
-        folder: target folder.
-        weights, texts: tensors and files by name.
         encoder_folder: copied as well, without the files that match ``skip``.
 
     Raises:

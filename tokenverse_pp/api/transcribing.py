@@ -111,7 +111,6 @@ def transcribe_in_order(
     """Yield one result per item, in order; only a few batches of items are read ahead.
 
     Args:
-        decoder: the model with its options.
         items: recordings, and inputs that could not be opened, which are passed through.
         on_windows: called while a long recording is decoded, with its label and the numbers of finished and of all
             windows.
@@ -148,8 +147,6 @@ def transcribe_by_cluster(
     Args:
         start: loads the model, and returns `group_line` of its recognizer.
         items: as for `transcribe_in_order`.
-        digest: digest of model and options.
-        parts: stores the results of groups.
         uses_gpu: whether a worker can use a GPU.
     """
     # Without parts a key is only used in messages, and audio in memory need not be read for it.

@@ -85,7 +85,6 @@ def continued_defaults(folder: Path, whole: bool) -> Dict[str, Any]:
     """Defaults of a run that continues from the model in a folder, by dotted name.
 
     Args:
-        folder: folder of the model.
         whole: whether the run trains all parameters; otherwise the learning rates are those of a new model.
 
     Raises:
@@ -139,11 +138,7 @@ def type_errors() -> Iterator[None]:
 
 
 def from_dict(source: Union[str, Dict[str, Any]]) -> Config:
-    """Build a configuration from YAML text or nested dictionaries.
-
-    Raises:
-        UserError: unknown key.
-    """
+    """Build a configuration from YAML text or nested dictionaries (raises UserError for an unknown key)."""
     data = yaml_of(source) if isinstance(source, str) else source
     if isinstance(data, dict):
         data = {key: value for key, value in data.items() if key != "config"}

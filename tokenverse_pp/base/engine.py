@@ -42,11 +42,7 @@ STORE = 80 * 2**20  # bytes of shared memory of Ray's object store, if a cluster
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """Where the shards of a corpus job are computed.
-
-    Raises:
-        UserError: a value is out of range.
-    """
+    """Where the shards of a corpus job are computed (raises UserError if a value is out of range)."""
 
     engine: Literal["process", "ray"] = "process"
     """process: on this machine, as without this option. ray: by workers of a Ray cluster (docs/cluster.md); needs pip
@@ -157,7 +153,6 @@ class ShardEngine:
                 ``parts``: a digest of all that the result depends on.
             parts: stores results, which then must be mappings of plain JSON. A shard whose key is stored is not
                 computed.
-            threads: threads of a worker.
             uses_gpu: whether a worker can use a GPU.
 
         Raises:

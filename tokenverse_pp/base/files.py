@@ -160,11 +160,7 @@ def check_links(paths: Iterable[Path]) -> None:
 
 
 def json_of(text: str, where: str) -> Any:
-    """Return the value of a JSON text.
-
-    Raises:
-        UserError: it is not JSON, or nested too deeply for Python.
-    """
+    """Return the value of a JSON text (raises UserError if it is none, or nested too deeply for Python)."""
     try:
         return json.loads(text)
     except ValueError as error:  # also a number of thousands of digits

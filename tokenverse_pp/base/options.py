@@ -24,11 +24,7 @@ Inactive = Literal["suppress", "strip"]
 
 @dataclass(frozen=True)
 class DecodeOptions:
-    """How to decode a CutSet.
-
-    Raises:
-        UserError: a value is out of range.
-    """
+    """How to decode a CutSet (raises UserError if a value is out of range)."""
 
     search: SearchOptions = field(default_factory=SearchOptions)
     """Options of the search."""
@@ -122,11 +118,7 @@ class TranscribeOptions:
 
 @dataclass(frozen=True)
 class StreamingOptions:
-    """How to transcribe streams.
-
-    Raises:
-        UserError: ``decide_after`` is not a number of seconds above 0.
-    """
+    """How to transcribe streams (raises UserError if ``decide_after`` is no number above 0)."""
 
     chunks: ChunkOptions = field(default_factory=ChunkOptions)
     """How much audio the encoder takes at a time, and how far it looks back."""
@@ -155,11 +147,7 @@ class StreamingOptions:
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """How to export a model to ONNX.
-
-    Raises:
-        UserError: for an unknown precision.
-    """
+    """How to export a model to ONNX (raises UserError for an unknown precision)."""
 
     precision: ExportPrecision = "float32"
     """Precision of the weights. float16: stored in half the bytes, computed in float32. int8: the encoder's matrix

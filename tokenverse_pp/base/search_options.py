@@ -20,11 +20,7 @@ Numbers = Tuple[Tuple[str, float], ...]  # (name, number) pairs
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """Options of `tokenverse_pp.decoding.search.search`.
-
-    Raises:
-        UserError: a value is invalid.
-    """
+    """Options of `tokenverse_pp.decoding.search.search` (raises UserError if a value is invalid)."""
 
     method: Method = "beam"
     """Search method. greedy: the best symbol of each frame, or up to model.symbols_per_frame symbols, 1 by default.

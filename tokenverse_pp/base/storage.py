@@ -72,7 +72,6 @@ def fetch_folder(url: str, names: Mapping[str, Info]) -> Path:
     """Return a folder of the cache with copies of objects, kept until this process ends.
 
     Args:
-        url: URL of the folder.
         names: relative names, with their information from `list_folder`.
 
     Raises:

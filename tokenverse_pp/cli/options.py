@@ -46,12 +46,7 @@ def together(*decorators: Callable[[Command], Command]) -> Callable[[Command], C
 
 
 class NamedNumber(click.ParamType):
-    """``NAME=NUMBER`` of a command line -> (NAME, NUMBER).
-
-    Args:
-        name: name in the help.
-        example: example for the error message.
-    """
+    """``NAME=NUMBER`` of a command line -> (NAME, NUMBER)."""
 
     def __init__(self, name: str, example: str):
         self.name, self.example = name, example
@@ -76,7 +71,6 @@ def options_from(cls: type, *names: str, **changes: Mapping[str, Any]) -> Callab
     times, ``bool`` fields are flags, with a ``--no-`` form if they are on by default.
 
     Args:
-        cls: the dataclass.
         names: the fields that get an option, in the order of ``--help``; all of them if none is named.
         changes: field -> arguments of ``click.option`` that differ (``type``, ``default``, ``help``, ..); ``option`` is
             another name of the option, ``type=click.Choice(..)`` sets the choices of a string. With ``default=None``

@@ -97,8 +97,6 @@ def sources(
     """Yield the recordings in order, each opened when it is needed; a file that is named twice is yielded once.
 
     Args:
-        audio: the arguments of the command line.
-        recursive: whether to search subfolders.
         raw_rate: rate of bare samples on standard input; None for a file there.
         mix: whether to average the channels; otherwise each channel is a recording.
     """

@@ -119,8 +119,6 @@ class TransducerDataset(Dataset):
     With paired activation each cut gives two consecutive rows (`Activation.sets`).
 
     Args:
-        tasks: all tasks of the model.
-        tokenizer: the vocabulary of the model.
         activation: selects the active tasks among those of a cut.
         stored_features: read the features stored with each cut instead of its audio.
         chunks: draws the chunks of a batch, and of its stored features, from its cut ids and the epoch

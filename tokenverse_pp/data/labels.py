@@ -87,11 +87,7 @@ TOLERANCE = 0.001  # seconds by which a turn may exceed its cut or overlap anoth
 
 
 def labelled_tasks(cut: Cut) -> List[str]:
-    """The tasks that a cut is labelled for.
-
-    Raises:
-        UserError: if ``custom["tasks"]`` breaks the schema.
-    """
+    """The tasks that a cut is labelled for (raises UserError if ``custom["tasks"]`` breaks the schema)."""
     problems = _check_tasks(cut)
     if problems:
         raise UserError(f"cut {cut.id}: {shortened(problems[0])}")
@@ -118,7 +114,6 @@ def find_problems(
     """Yield every problem of every cut as (cut id, problem), including ids that occur twice.
 
     Args:
-        tasks: see `check_cut`.
         check_audio: decode all the audio as well (slow).
     """
     seen = NameSet()

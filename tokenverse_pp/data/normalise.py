@@ -94,7 +94,6 @@ def normalise(text: str, language: Optional[str] = None, lower: bool = True) -> 
 
     Args:
         language: a code (BCP 47, ISO 639), for the rules of one language.
-        lower: convert to lower case.
 
     Raises:
         UserError: if the language is not a code.

@@ -302,7 +302,6 @@ class Rounds:
     """The rounds of a run.
 
     Args:
-        sources: the corpora.
         config: their weights, and the sizes of epochs and rounds.
         seed: for mixing corpora within a round.
     """
@@ -395,7 +394,6 @@ class TrainSampler:
         rounds: the cuts of each round.
         config: limits of a batch, buckets and buffers.
         seed: for the order.
-        world: this process in its group.
         wanted: a predicate for cuts that can be used.
         looked: called with a list of results of ``counted``, after ``wanted`` has seen the first cuts (`look`) and
             after each round is drawn; with ``rank_parts`` the latter list is of all ranks, in order, on each of them.

@@ -99,7 +99,6 @@ class BeamTrace:
 
         Args:
             before: (N, B), the scores before the first frame.
-            vocab_size: V.
 
         Returns:
             For each slot after the last frame: the tokens (T, N, B), what each added to the score (T, N, B), and the

@@ -206,9 +206,6 @@ def constraints_for(
     last word, can be written and are dropped by `parse`.
 
     Args:
-        tasks: all tasks that the model knows.
-        active: names of the tasks to decode.
-        tokenizer: gives the ids of their symbols.
         languages: codes of the languages that may be written, in any spelling: ``FRA`` and ``fr-CA`` allow the ``fr``
             of the model, ``pt`` its ``pt-BR`` and ``pt-PT``; None for all.
         force_language: whether a language token must come first (if ``lid`` is active); None for the default, which is

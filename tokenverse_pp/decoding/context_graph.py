@@ -42,12 +42,7 @@ Phrase = Tuple[Sequence[int], float]
 
 
 class FusionScorer(ABC):
-    """A state machine over tokens that adds scores, in nats. States are integers below ``states``; 0 is the start.
-
-    Args:
-        states: number of states.
-        vocab_size: V.
-    """
+    """A state machine over tokens that adds scores, in nats. States are integers below ``states``; 0 is the start."""
 
     def __init__(self, states: int, vocab_size: int):
         self.states, self.vocab_size = states, vocab_size
@@ -265,8 +260,6 @@ def hotword_phrases(options: SearchOptions, tokenizer: Tokenizer, languages: Seq
     of each language that may be written; where these differ, each form is a phrase.
 
     Args:
-        options: search options.
-        tokenizer: the model's.
         languages: codes of the languages that may be written; empty if unknown.
 
     Raises:

@@ -173,9 +173,7 @@ class SymbolGreedySearch:
     endpoint or the end.
 
     Args:
-        scorer: the batch's scorer.
         lengths: frames of each utterance, the longest first.
-        constraints: the batch's constraints.
         endpoint: the token after which an utterance is not decoded any more; None: never.
     """
 

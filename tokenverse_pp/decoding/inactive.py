@@ -86,10 +86,6 @@ def select(
     """Determine what is decoded for the requested tasks.
 
     Args:
-        tasks: the model's tasks.
-        names: the requested tasks.
-        tokenizer: gives the ids of their symbols.
-        inactive: see `inactive_of`.
         languages: those that may be written, if they are restricted.
 
     Raises:

@@ -120,9 +120,7 @@ class Merger:
 
     Args:
         pieces: pieces of the whole vocabulary.
-        tasks: the decoded tasks.
         frame_shift: seconds per encoder output frame.
-        constraints: search constraints.
     """
 
     pieces: Sequence[str]
@@ -295,11 +293,9 @@ def decode_long(
     Args:
         loaded: the model, on the device to run on.
         audio: a cut, or an audio file; any sampling rate and number of channels.
-        active: the tasks to decode.
         options: of the search; the best hypothesis of each window is taken.
         window: seconds; at most what the encoder can take (Whisper: 30).
         overlap: seconds that two windows share, less than half a window.
-        batch: windows decoded at once.
         precision: of the encoder: fp32, bf16 or fp16.
         weights: (K + 1,) factors of the task vectors; by default 1 for decoded tasks, 0 for the others.
         inactive: how other tasks are handled: see `DecodeOptions.inactive`.

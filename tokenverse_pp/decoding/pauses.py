@@ -59,8 +59,6 @@ class PauseReader:
     """Computes endpoint probabilities from encoder output.
 
     Args:
-        predictor: the predictor.
-        joiner: the joiner.
         options: search options; ``temperature``, ``blank_penalty`` and ``joiner_dtype`` apply here too. ``token_bias``
             is part of the joiner (`tokenverse_pp.decoding.scorer.biased_joiner`).
         pieces: pieces of the whole vocabulary.
@@ -164,7 +162,6 @@ class PauseReader:
         Args:
             encoder_out: (N, T, C), padded.
             lens: valid frames of each.
-            found: the best hypothesis of each.
         """
         parts = self.remaining(encoder_out, lens, found)
         return [self.curve(Written(best.tokens, best.frames), part) for best, part in zip(found, parts)]
@@ -218,7 +215,6 @@ class PauseReader:
             outs: encoder output of each, (T_i, C).
             first_frames: the number of the chunk's first frame.
             found: what the search found in the chunk (`tokenverse_pp.decoding.streaming.search.Found`).
-            memories: the memory of each stream.
 
         Returns:
             P at the last frame of each, None if no pause lasts: before the first word piece, and if the last frame
@@ -249,7 +245,6 @@ class PauseReader:
 
         Args:
             one: what the search found in the chunk.
-            memory: the memory before it.
         """
         last = memory.last
         for token in (*one.settled, *one.open):

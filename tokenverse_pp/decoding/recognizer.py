@@ -108,7 +108,6 @@ class Recognizer:
 
     Args:
         loaded: the model, on its device.
-        options: how to decode.
         weights: (K + 1,) factors of the task vectors; by default `vector_weights`.
 
     Attributes:
@@ -176,7 +175,6 @@ class Recognizer:
             inputs: (N, S) audio or (N, T, F) stored features, padded.
             lens: (N,) valid samples or frames.
             weights: (N, K + 1) factors of the task vectors.
-            stored: whether ``inputs`` are stored features.
             chunks: the context of each frame; None for full context.
 
         Returns:
@@ -255,7 +253,6 @@ class Recognizer:
 
         Args:
             items: audio (S,), or features (T, F) under ``DecodeOptions.stored_features``.
-            strip: see `search`.
 
         Returns:
             For each item its n-best list: one empty hypothesis if it is shorter than a frame, and None if the encoder's
@@ -337,8 +334,6 @@ class Recognizer:
         """Return the transcript of a hypothesis.
 
         Args:
-            cut: gives name and duration.
-            best: the hypothesis.
             reader: reader of the active tasks (`TaskSet.reader`); by default those of the options.
         """
         pieces = [self.pieces[token] for token in best.tokens]

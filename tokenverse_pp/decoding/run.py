@@ -88,11 +88,9 @@ def decode_all(
     Args:
         loaded: the model, on this process's device.
         cuts: the same in every process, with unique ids.
-        options: how to decode.
         folder: for part files; machines need not share it. The callers (the first process of each machine) remove it
             once the results are written.
         resume: reuse batches that a stopped run left in ``folder``.
-        tell: prints a line for the user.
         start: for workers of a cluster: loads the model, and returns `batch_line` of its recognizer.
 
     Returns:

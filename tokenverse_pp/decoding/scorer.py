@@ -39,8 +39,6 @@ def bonus_for(options: SearchOptions, tokenizer: Tokenizer, tasks: Optional[Task
     """Return the scorer for the hotwords, length bonus and language model of the options, or None without any.
 
     Args:
-        options: search options.
-        tokenizer: the model's.
         tasks: the decoded tasks, which determine the languages that can be written.
 
     Raises:

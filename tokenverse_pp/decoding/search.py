@@ -44,10 +44,8 @@ def search_frames(
 
     Args:
         predictor: the predictor, on the device of ``encoder_out``.
-        joiner: the joiner.
         encoder_out: (N, T, C), padded.
         lens: (N,) valid frames; 0 gives one empty hypothesis.
-        options: how to search.
         constraints: what may be written (`constraints_for`), for all utterances or one for each; None for anything.
         bonus: for hotwords, length, a language model (`bonus_for`); needed if and only if the options use them.
 
@@ -108,7 +106,6 @@ def search(
         inputs: arrays or tensors of floats: all 1-D (audio at 16 kHz in [-1, 1]), or all 2-D (frames, F), stored
             features at the encoder's seam (`Encoder.extract`). They are one batch in memory.
         tasks: names of the tasks to decode, None for all of the model's; tokens of others are not returned.
-        options: how to search.
         inactive: how other tasks are handled: see `DecodeOptions.inactive`.
 
     Returns:

@@ -97,7 +97,6 @@ class RowCache:
 
     Args:
         make: computes M rows from their numbers, (M, width) float32.
-        width: length of a row.
         capacity: most rows kept; if one call needs more, all of its rows are kept.
     """
 

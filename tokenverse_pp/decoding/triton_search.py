@@ -113,7 +113,6 @@ class TritonSearch:
         scorer: over the frames (T, N, J) of the batch.
         lengths: frames of each utterance, in any order.
         memory: state of the hypotheses before the first frame.
-        constraints: the batch's constraints.
         fusion: the scorer's bonus, if there is one.
     """
 

@@ -40,9 +40,7 @@ def judge(cut: Cut, hyp: Hypothesis, tasks: TaskSet) -> Judged:
     labelled for, and that were decoded, count.
 
     Args:
-        cut: a labelled cut.
         hyp: its line of hyps.jsonl. ``raw_confidence`` is used if a word has it, else ``confidence``.
-        tasks: the model's tasks.
 
     Raises:
         UserError: for a hypothesis whose words have no confidences.

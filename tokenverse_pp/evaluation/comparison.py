@@ -67,8 +67,6 @@ def count_utterances(cuts: Iterable[Cut], hyps: Iterable[Hypothesis], tasks: Opt
     """Score every utterance alone. The sums of the results are what `scoring.score_hypotheses` divides.
 
     Args:
-        cuts: references.
-        hyps: the hypotheses of one decoding.
         tasks: to score with, for a comparison (`tasks_in_common`); by default those of the hypotheses.
 
     Raises:

@@ -49,11 +49,7 @@ class Vad(Protocol):
 
 
 class SileroVad:
-    """silero-vad through onnxruntime.
-
-    Raises:
-        UserError: if silero-vad is not installed.
-    """
+    """silero-vad through onnxruntime (raises UserError if silero-vad is not installed)."""
 
     def __init__(self) -> None:
         try:

@@ -87,11 +87,7 @@ def operating_points(
     delays: Sequence[float] = DELAYS,
     timeout: float = math.inf,
 ) -> List[OperatingPoint]:
-    """The operating point of each policy of a grid.
-
-    Raises:
-        ValueError: there is no true end, or no inner pause.
-    """
+    """The operating point of each policy of a grid (raises ValueError without a true end or inner pause)."""
     is_end = np.array([pause.is_end for pause in pauses], dtype=bool)
     lengths = np.array([pause.length for pause in pauses])
     if is_end.all() or not is_end.any():

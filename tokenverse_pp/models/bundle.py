@@ -43,9 +43,7 @@ def tasks_of(config: TasksConfig, trust_plugins: bool = False, folder: Optional[
     """The tasks of a model's configuration (raises UserError for an unknown task).
 
     Args:
-        config: task options of the model.
         trust_plugins: run the files that it names for unregistered tasks (`load_plugins_for`).
-        folder: the model's folder.
     """
     load_plugins_for(config.names, config.plugins, trust_plugins, folder)
     return build_tasks(config.names, config.options())
@@ -181,7 +179,6 @@ def load_model(
     """Read a model folder, checkpoint or experiment folder.
 
     Args:
-        path: see `find_model`.
         encoder_name: hub name or path of the pretrained encoder, if it is not the one in the configuration.
         trust_plugins: run the task files that the model names (for your own: `tokenverse_pp.tasks.load_plugins`).
         foreign: see `build_model`; by default true without ``encoder_name``.

@@ -108,7 +108,6 @@ def damage(folder: Path, names: Iterable[str] = COMPLETE) -> Optional[str]:
     """Describe in one line what is damaged in a folder written by `write_folder`; None if intact.
 
     Args:
-        folder: a checkpoint or model folder.
         names: files that must exist; all files with a checksum are verified.
     """
     try:
@@ -205,8 +204,6 @@ def load_optimizer(
     """Load the result of `optimizer_tensors`; parameter groups stay as configured.
 
     Args:
-        optimizer: the model's optimiser.
-        tensors: see `optimizer_tensors`.
         path: the file of the tensors, for messages.
         had_unread: the saved optimiser also had unused parameters (`Transducer.unread`). These have no state, as they
             never had a gradient; the others are renumbered.

@@ -104,11 +104,6 @@ def in_exact_type(conv: nn.Conv1d, run: Callable[[Tensor], Tensor], x: Tensor) -
     oneDNN (torch 2.13) computes grouped convolutions in bfloat16 wrongly on CPUs with AMX unless the number of channels
     in a group is a multiple of 16: the output is unrelated to the input, or NaN. wav2vec2 (48 and 64 channels) is not
     affected, small encoders are.
-
-    Args:
-        conv: the convolution.
-        run: applies it to ``x``.
-        x: input, in any layout.
     """
     channels = conv.in_channels // conv.groups
     if x.device.type != "cpu" or conv.groups == 1 or channels == 1 or channels % 16 == 0:

@@ -19,7 +19,6 @@ class StatelessPredictor(nn.Module):
         dim: D, the dimension of embedding and output.
         context_size: tokens of history, at least 1.
         blank_id: fills the history before the first token; embeds to zero.
-        dropout: dropout rate of the embedding.
     """
 
     symbols_per_frame = 1  # of greedy search
@@ -69,9 +68,7 @@ class LstmPredictor(nn.Module):
     Args:
         vocab_size: V, blank included.
         dim: D, the dimension of embedding and output.
-        layers: number of LSTM layers.
         blank_id: read before the first token.
-        dropout: dropout rate of the embedding.
     """
 
     context_size = 1  # added to the number of tokens in length normalisation (`SearchOptions.length_norm`)

@@ -105,12 +105,7 @@ def _scores(model: Dict[str, Any]) -> Dict[str, float]:
 
 
 def read_weights(name: str, order: List[int]) -> Dict[str, Tensor]:
-    """The weights of predictor and joiner, by their names in `Transducer`, float32 (raises UserError).
-
-    Args:
-        name: hub name or folder.
-        order: see `Vocabulary`.
-    """
+    """The weights of predictor and joiner, by their names in `Transducer`, float32 (raises UserError)."""
     config = config_of(name)
     model_class: Optional[Any] = getattr(transformers, CLASSES[config.model_type], None)
     if model_class is None:

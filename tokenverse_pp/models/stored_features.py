@@ -116,7 +116,6 @@ def store_features(
     Args:
         cuts: with audio; each is one utterance.
         encoder: of kind ``frozen`` or ``split``.
-        config: options of the encoder.
         storage_dir: folder for one ``.npy`` file per cut, (T, F).
         dtype: type of the stored numbers; float16 halves the size at a relative error of 5e-4.
         max_duration: seconds of audio in a batch.

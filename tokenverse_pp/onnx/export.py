@@ -109,7 +109,6 @@ def export_onnx(loaded: ModelBundle, output: Path, options: Optional[ExportOptio
     Args:
         loaded: the model (`tokenverse_pp.models.bundle.load_model`), in eval mode on the CPU.
         output: folder to write; an earlier export there is replaced.
-        options: export options.
 
     Returns:
         The contents of ``export.json``; ``check`` is the comparison with torch.

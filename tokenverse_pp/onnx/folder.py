@@ -35,9 +35,7 @@ class Description:
         tokenverse_pp: version of the package that wrote the folder.
         tasks: names of the model's tasks, in the order of the columns of ``active``.
         task_options: options of the tasks, as `tokenverse_pp.tasks.build_tasks` takes them (languages, entity types).
-        symbols: all task tokens.
         vocab_size: V, with the blank.
-        blank: id of the blank.
         context_size: tokens that the predictor sees; 1 with an LSTM.
         joiner_dim: J, the width of the joiner's inputs.
         frame_shift: seconds per encoder frame.
@@ -60,7 +58,6 @@ class Description:
         symbols_per_frame: most symbols that greedy search emits per frame.
         files: bytes and SHA-256 of each file.
         check: result of the comparison with torch, and the tolerance.
-        format: see `FORMAT`.
     """
 
     tokenverse_pp: str
@@ -108,7 +105,6 @@ def read_folder(folder: Union[str, Path], check_files: bool = True, sherpa: bool
 
     Args:
         folder: a folder that `tokenverse-pp export` wrote.
-        check_files: whether to verify the checksums.
         sherpa: whether to expect an export for sherpa-onnx, not one for `tokenverse_pp.runtime`.
 
     Raises:

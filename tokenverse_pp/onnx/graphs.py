@@ -254,11 +254,7 @@ def trace(
     """Write a module as an ONNX graph.
 
     Args:
-        module: the module, in eval mode.
-        path: file to write.
         inputs: example of each argument, by name, in order.
-        outputs: names of the results.
-        opset: ONNX opset version.
         axes: dynamic dimensions of inputs and outputs, besides the first of each, and their names.
         rows: name of the first dimension; empty if its size is fixed.
 

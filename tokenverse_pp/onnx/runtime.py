@@ -70,8 +70,6 @@ class Exported:
     """A folder that `tokenverse-pp export` wrote: vocabulary, tasks, predictor and joiner.
 
     Args:
-        folder: folder of the exported model.
-        threads: threads of onnxruntime.
         check_files: whether to verify the checksums of the files.
 
     Attributes:

@@ -66,7 +66,6 @@ class AllTokens:
     Args:
         run: the predictor and the joiner's projection, tokens (M,) int64, hidden and cell states (M, layers, D)
             -> states (M, J), hidden and cell states after the tokens.
-        layers: layers of the LSTM.
         dim: D, its dimension.
         blank: id that it reads first.
     """
@@ -111,11 +110,9 @@ class Search:
     """The search of one utterance: call `advance` for each piece of its frames, then `best`.
 
     Args:
-        contexts: contexts of the predictor.
         join: frames (M, J), states (M, J) -> logits (M, V).
         constraints: which tokens may be emitted.
         options: search options, with ``method`` greedy or beam.
-        blank: id of the blank.
         symbols: most symbols that greedy search emits per frame.
 
     Raises:

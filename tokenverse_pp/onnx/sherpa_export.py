@@ -62,7 +62,6 @@ class SherpaSet(NamedTuple):
     Attributes:
         file: name of the graph; with ``online`` and ``prompt`` of the encoder's graph.
         joiner: name of the joiner's graph (``online``).
-        tasks: tasks that are requested.
         active: (1, K + 1), 1 for tasks that are decoded, else 0.
         removed: ids of tokens that are decoded, but not requested (`tokenverse_pp.decoding.inactive`).
         suppressed: ids that are never emitted.
@@ -112,7 +111,6 @@ class CtcGraph(nn.Module):
     """The encoder with one set of tasks, and the CTC head.
 
     Args:
-        model: model with a CTC head.
         tasks: the set. Its ``removed`` tokens count as blanks: they separate equal pieces, and are not emitted.
         level: factor of the normalised audio.
         repeat: output frames per encoder frame, to keep its duration. CTC collapses repetitions.
@@ -146,7 +144,6 @@ def write_sherpa(loaded: ModelBundle, folder: Path, description: Description, op
     """Write the files of an export for sherpa-onnx, except the README.
 
     Args:
-        loaded: the model.
         folder: an empty folder.
         description: description of the model, without ``sherpa`` and ``check``.
         options: export options; ``form`` is not None.

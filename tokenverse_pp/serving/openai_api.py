@@ -167,9 +167,6 @@ class TranscriptionRequest:
 
     Args:
         format: one of `RESPONSE_FORMATS`.
-        stream: whether to respond with server-sent events.
-        granularities: granularities of the times in verbose_json.
-        options: how to transcribe.
     """
 
     format: str

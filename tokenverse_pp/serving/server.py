@@ -47,8 +47,6 @@ class StreamingServer:
     """Serves a model to many clients, on one port: streams, uploads, the web page.
 
     Args:
-        engine: the model, for streams.
-        limits: limits of all streams and uploads.
         access: who may connect.
         model: the model, for uploads; None for no uploads.
     """

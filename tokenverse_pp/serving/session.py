@@ -154,8 +154,6 @@ class Session:
 
     Args:
         server: provides limits, access rules, worker and counters.
-        request: request of the handshake.
-        connection: open connection.
         name: name of the stream in events and logs.
     """
 

@@ -54,7 +54,6 @@ class UploadModel:
 
     Args:
         name: name by which clients request it.
-        known: the tasks of the model.
         options: how recordings are transcribed unless the request says otherwise.
         recognizer_for: returns the recognizer for decoding options (raises UserError).
         piece_ids: vocabulary id of each piece.
@@ -107,8 +106,6 @@ class UploadJob:
     """A recording that waits for the model.
 
     Args:
-        heard: the opened audio.
-        options: how to decode it.
         is_wanted: whether somebody still waits for it; called in the model's thread.
         on_text: called on the event loop with the text so far (`settled_text`).
         done: future of its transcript, or of an `UploadError`.
@@ -139,7 +136,6 @@ class Uploads:
 
     Args:
         model: the model; None if nothing can be uploaded.
-        limits: limits of the server.
 
     Attributes:
         entered: number of uploads that are received, wait or are decoded.

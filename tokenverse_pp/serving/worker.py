@@ -38,8 +38,6 @@ class Done:
     """A piece of work that the model has done for a stream.
 
     Args:
-        work: the piece of work.
-        events: the resulting events.
         problem: why the stream cannot continue: a code of the protocol and a message; None: it can.
     """
 
@@ -56,7 +54,6 @@ class Engine:
         transcribers: transcribers of the same model, by whether they reset at endpoints; without the task endp only
             the one that does not.
         tasks: names of the tasks that are offered.
-        chunk_samples: samples of a chunk.
         search: default search options of streams.
         trained_in_chunks: whether the model was trained in chunks (`tokenverse_pp.decoding.streaming.transcriber`).
         endpoint_thresholds: thresholds of the model's calibration, if they hold for these chunks.
@@ -103,7 +100,6 @@ class Feed:
     """The queue of one stream: audio and control messages, in order. `Worker` guards it with its lock.
 
     Args:
-        name: name of the stream.
         chunk_samples: samples of a chunk. Audio is taken in pieces that end where chunks end, so that no stream waits
             for audio of another chunk.
         deliver: called on the event loop with each result.
@@ -163,7 +159,6 @@ class Worker:
     too, by ``Feed.deliver``.
 
     Args:
-        engine: the model.
         batch: most streams that it processes together.
     """
 

@@ -239,7 +239,6 @@ def spelled(words: Sequence[str], marks: Iterable[Tuple[int, str]], language: Op
     """Plain words with their capitals, each followed by its mark.
 
     Args:
-        words: plain words.
         marks: (position, token); those of other tasks are ignored.
         language: selects the capitals of Turkish and similar languages.
 

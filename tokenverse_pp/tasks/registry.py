@@ -161,11 +161,7 @@ class Registry(MutableMapping[str, Type[Task]]):
         self._ordered = {**BUILT_IN, **{name: self._outside[name] for name in sorted(self._outside)}}
 
     def add(self, task: Type[Task]) -> None:
-        """Add an external task.
-
-        Raises:
-            UserError: if the name is invalid, or another task has it.
-        """
+        """Add an external task (raises UserError if the name is invalid, or another task has it)."""
         name, source = task.name, origin(task)
         if not NAME.fullmatch(name) or name in RESERVED:
             raise UserError(f"{source}: task name {name!r}: expected small letters, digits and _, not a taken name")
@@ -226,10 +222,8 @@ def load_plugins_for(
     identified by name, so a file may have moved since training.
 
     Args:
-        tasks: names of the model's tasks.
         names: files or modules that the model names (``tasks.plugins`` of its configuration).
         trust: run these files. Relative paths are looked up in ``folder``, then in the working directory.
-        folder: the model's folder.
 
     Raises:
         UserError: naming task and file, if a required file is not trusted or cannot be run.

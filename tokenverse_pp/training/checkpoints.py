@@ -156,13 +156,8 @@ class Saver:
     """Writes and reads the checkpoints of a run: some ranks write, all ranks read.
 
     Args:
-        config: configuration of the run.
         model: not wrapped for DDP.
-        optimizer: optimizer of its parameters.
         scaler: loss scaling; a disabled one has an empty state.
-        tokenizer: tokenizer of the model.
-        world_size: number of ranks.
-        undecayed: see `parameter_groups`.
     """
 
     def __init__(

@@ -37,10 +37,8 @@ class Estimate:
     """The time of a run's steps, without validation, checkpoints, and waiting for data or the network.
 
     Attributes:
-        steps: optimiser steps.
         audio_hours: audio of the batches, including padding; repeated cuts count each time.
         rate: seconds of audio per second on one GPU.
-        gpus: number of GPUs.
         basis: source of the rate, for the user.
     """
 
@@ -73,8 +71,6 @@ def estimate(config: Config, gpus: int, card: str = MEASURED_CARD, rate: Optiona
     """Estimate the time of a run of `training.max_steps` steps with full batches.
 
     Args:
-        config: gives ``data.max_duration``, ``training.accumulate``, ``training.max_steps``.
-        gpus: ranks of the run.
         card: kind of GPU, a key of `PEAK`; for a fully trained encoder of XLSR-53's size.
         rate: seconds of audio per second and GPU, measured with this configuration, instead of ``card``: ``speed`` in
             log.jsonl divided by the number of GPUs.

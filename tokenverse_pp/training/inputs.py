@@ -76,8 +76,6 @@ def make_inputs(
 
     Args:
         encoder: gives the number of frames of a cut.
-        rounds: rounds of ``data.train``.
-        valid: the cuts of ``data.valid``.
         begins: whether the run is new; then log `growth_advice`, whose options must be set from the start.
     """
     t = config.tasks
@@ -168,7 +166,6 @@ def check_data(config: Config, tasks: TaskSet, world: DistributedContext = ALONE
 
     Args:
         config: ``data.validate_audio`` is the size of the sample.
-        tasks: tasks of the model.
         resumed: skip the labels of ``data.train``. They were checked when the run began, and a run does not resume with
             changed files. With ``training.allow_changed_data`` they are checked again.
 
@@ -196,8 +193,6 @@ def same_corpora(rounds: Rounds, world: DistributedContext, valid: Sequence[str]
     """Return size and SHA-256 of each training corpus; the first process of each machine reads it, or its index.
 
     Args:
-        rounds: rounds over the corpora.
-        world: the ranks.
         valid: manifests that are also compared, if there are several machines.
 
     Raises:

@@ -35,7 +35,6 @@ def parameter_groups(
 
     Args:
         model: its parameters that require gradients are used.
-        config: learning rates and decay.
         pretrained: name prefixes of pretrained parameters.
         undecayed: names of other parameters without weight decay.
         top: see `layers_below_top`.
@@ -169,8 +168,6 @@ class TrainedRows:
 
     Args:
         model: not wrapped for DDP.
-        before: the model before the run.
-        tasks: tasks of the run, in order.
         mode: ``new``: rows of new tokens (predictor's embedding; outputs of joiner, simple and CTC heads) and vectors
             of new tasks; ``new_and_joiner``: also the whole joiner.
 

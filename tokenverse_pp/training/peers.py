@@ -41,10 +41,7 @@ class Watch:
 
     Args:
         store: a connection to the key-value store, used only by this object.
-        rank: rank of this process.
-        size: number of ranks.
         patience: seconds without a heartbeat after which a rank counts as dead.
-        leave: ends this process with a message.
     """
 
     def __init__(self, store: Any, rank: int, size: int, patience: float, leave: Callable[[str], None]):

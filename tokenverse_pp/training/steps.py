@@ -85,10 +85,6 @@ class Stepper:
     their frames, so it depends neither on the number of ranks nor on the composition of batches.
 
     Args:
-        model: wrapped for DDP or not.
-        optimizer: optimizer of its parameters.
-        config: the resolved configuration.
-        world: this rank.
         scaler: loss scaler; None: one for this device and precision.
         rows: the trained rows of partly trained parameters, if any.
     """
@@ -114,7 +110,6 @@ class Stepper:
         """Forward, backward and update on this rank's batches.
 
         Args:
-            batches: gradients are accumulated over them.
             step: number of this step, from 0.
             skipped: earlier steps that changed no weight; schedules do not count them.
         """

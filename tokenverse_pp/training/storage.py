@@ -221,12 +221,7 @@ def _run_id(url: str) -> str:
 
 
 class RemoteRun:
-    """An experiment folder in object storage, and the local folder that a run works in.
-
-    Args:
-        url: URL of the experiment folder.
-        folder: the local folder.
-    """
+    """An experiment folder in object storage, and the local folder that a run works in."""
 
     def __init__(self, url: str, folder: Path):
         self.url = url

@@ -47,12 +47,8 @@ class Trainer:
     """Trains a model: `start` first, then `run`.
 
     Args:
-        config: the resolved configuration.
         model: not wrapped for DDP, on the device of ``world``; with ``training.strategy: fsdp`` it is sharded in place.
-        dataset: makes the training batches.
-        sampler: draws this rank's cuts.
         validator: scores the model; None: no validation.
-        world: this rank.
         before: tasks and vocabulary of the model that the run starts from, if any.
         remote: uploads the experiment folder, if it is in object storage and this is the first rank.
     """

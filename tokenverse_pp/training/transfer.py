@@ -63,7 +63,6 @@ def read_source(config: Config, tasks: TaskSet) -> InitialModel:
     """Read the model that ``training.init_from`` names.
 
     Args:
-        config: configuration of the run.
         tasks: tasks of the run, which must include all tasks of the model.
 
     Raises:
@@ -130,7 +129,6 @@ def before_of(config: Config, source: Optional[InitialModel], start: Optional[Pa
     """Return the model before the run began (a pretrained transducer too); None for a run from scratch.
 
     Args:
-        config: configuration of the run.
         source: see `read_source`; None without ``training.init_from``.
         start: the checkpoint that the run resumes from, whose state stores it.
 
@@ -173,10 +171,6 @@ def start_from(
     """Load the weights of a source into a model; return the added tasks and tokens.
 
     Args:
-        source: see `read_source`.
-        model: has the run's tasks and vocabulary.
-        tasks: tasks of the run.
-        tokenizer: tokenizer of the run.
         say: called with lines about new parts and parts that are left out.
         below_mean: see `extended_state`.
         like_peers: initialise new tokens like their `peers`.
@@ -221,7 +215,6 @@ def start_from_pretrained(name: str, model: Transducer, below_mean: float) -> in
     values are about (a + b) / 2, so its logits are half of W (a + b), plus the bias.
 
     Args:
-        name: name of the checkpoint.
         model: has the sizes of `tokenverse_pp.models.pretrained_transducer.set_sizes`.
         below_mean: see `extended_state`.
 
@@ -315,8 +308,6 @@ def widened_adapters(state: State, ours: State, source: InitialModel, config: En
     Args:
         state: the source's tensors.
         ours: tensors of the model's encoder, with its initial adapters.
-        source: see `read_source`.
-        config: configuration of the model's encoder.
 
     Raises:
         UserError: the source's rank is higher.

@@ -17,7 +17,6 @@ def to_html(transcript: Transcript, source: Optional[PlayerSource] = None, times
     """Return a page that loads nothing from elsewhere, except linked audio.
 
     Args:
-        transcript: the transcript to show.
         source: its audio (`evaluation.report.utterance.source_of`), put into the page or linked.
         times: False: show paragraphs without times.
     """

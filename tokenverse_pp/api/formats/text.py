@@ -25,7 +25,6 @@ def to_text(transcript: Transcript, times: Optional[bool] = None) -> str:
     """Return the words, one line per paragraph (`paragraphs`), with punctuation and case if decoded.
 
     Args:
-        transcript: the transcript to write.
         times: begin each line with its time. None: only if there are several lines, so that a short recording is plain
             text.
     """

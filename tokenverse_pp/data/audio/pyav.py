@@ -71,10 +71,7 @@ class PyAVDecoder:
     """Decodes the first audio stream of a source, once from start to end.
 
     Args:
-        data: the source.
         ranges: the files that are joined in it.
-        name: for messages.
-        container: see `container_of`.
         cut: whether its end is missing according to its structure.
         rate: resample to this rate (by FFmpeg) and average the channels; None for the rate of the stream.
     """

@@ -117,7 +117,6 @@ class AudioInput:
     Attributes:
         container: a key of `NAMES`, or ``unknown``.
         rate: the sampling rate in Hz.
-        channels: the number of channels.
         frames: samples per channel; None if they must be decoded to be counted, until `measure` has done so.
         problems: what is missing at the end or damaged, one line each; complete after `measure` or `samples`.
         notes: other findings, one line each.

@@ -82,9 +82,7 @@ def part_of(name: str, language: str, rows: Iterable[Union[Clip, LeftOutRow]], j
     """Make a part of a corpus from the rows of its table; clips that cannot be opened or are repeated are left out.
 
     Args:
-        name: name of the part.
         language: ISO 639 code.
-        jobs: number of processes that open clips.
     """
     left_out: List[LeftOutRow] = []
     clips: List[Clip] = []

@@ -243,9 +243,7 @@ class Preparation:
         output_dir: folder for the manifests, and for audio that must be written.
         normaliser: one of `NORMALISERS`.
         written: also label punct, from the written texts that have the same words as the plain ones.
-        jobs: number of processes.
         force: prepare again what exists from an earlier run (see `in_groups`).
-        say: function that prints a line.
 
     Raises:
         UserError: if ``written`` is set and the normaliser is not ``words``.

@@ -177,7 +177,6 @@ def conversation_cuts(
 
     Args:
         track: each of its turns needs a speaker.
-        read_words: returns the words of a turn.
         leave_out: called with each turn that is in no window, and the reason.
         custom: custom fields of every cut, ``tasks`` among them; punct is added to a cut whose turns all have a
             written text.
@@ -553,7 +552,6 @@ def write_conversations(
 
     Args:
         turns: cuts (whole recordings, or a cut per turn), or supervisions.
-        recordings: the recordings of the supervisions.
         tasks: the tasks that the turns are labelled for; endp is labelled here.
         language: the language of turns that name none.
 

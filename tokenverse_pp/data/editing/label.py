@@ -129,7 +129,6 @@ def label_by_cluster(
     Args:
         make_finder: called in the workers.
         run: the `labelling_digest` of the run.
-        parts: keeps the finished lines.
     """
     rows = iter(rows)
     groups = iter(lambda: list(islice(rows, CHUNKS * CHUNK)), [])  # whole chunks: finders get the same batches

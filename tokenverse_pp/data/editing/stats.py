@@ -196,9 +196,6 @@ def plot_stats(stats: Dict[str, Any], path: PathLike) -> None:
 
     Machine labels are hatched; hours that are not labelled are grey.
 
-    Args:
-        stats: see `count_manifests`.
-
     Raises:
         UserError: if matplotlib is not installed, or the name does not end in ``.png``.
     """

@@ -25,16 +25,13 @@ UNTYPED = ("NE", "ne")
 
 
 def read_inline(text: str, markup: str) -> Tuple[str, List[Span]]:
-    """Return the plain text, and its entities as character spans.
+    """Return the plain text, and its entities as character spans (raises BadRow if marks are nested or not closed).
 
     ``brackets``: ``[words](TYPE)``, or ``[words]()`` without a type. ``tags``: ``<TYPE>words</TYPE>``,
     ``<NE type="TYPE">words</NE>``, or ``<NE>words</NE>`` without a type.
 
     >>> read_inline("in [New York](LOC) today", "brackets")
     ('in New York today', [(3, 11, 'LOC')])
-
-    Raises:
-        BadRow: if marks are nested or not closed.
     """
     return _brackets(text) if markup == "brackets" else _tags(text)
 
@@ -92,7 +89,6 @@ def finish_text(
     Args:
         spans: entities in characters of ``text``; None: not annotated.
         normaliser: one of `TEXT_NORMALISERS`; ``keep`` changes spaces only (see `visible_words`).
-        language: for the normaliser.
 
     Raises:
         BadRow: if an entity is invalid; the message names it.

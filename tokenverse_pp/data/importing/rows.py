@@ -46,13 +46,10 @@ class Row:
     """One turn. Fields that the data do not contain are None (missing is not empty).
 
     Args:
-        place: position in the data, for messages.
         id: id of the row, unique in one import.
-        recording: the name of the recording.
         audio: path of the audio file as given in the data; if None, the file is searched by ``recording``.
         channel: label as given in the data: ``1`` or ``A`` is the first, ``3`` or ``C`` the third.
         start, end: seconds in the recording; None: the whole recording.
-        entities: spans in ``text``.
         tasks: tasks that the row is labelled for, if given in the data.
         custom: further fields of the supervision.
         repeated: number of words left out because the previous row has them.

@@ -81,16 +81,13 @@ class Text:
 
 
 def read_text(payload: Sequence[str]) -> Text:
-    """Read the lines of a cue.
+    """Read the lines of a cue (raises BadRow if the cue has two voices, or text that may be a tag).
 
     This removes tags of WebVTT and SubRip, time stamps (``<00:00:01.500>``), overrides (``{\\an8}``), readings of ruby
     text, and a dash and space at the start of a line, which mark another speaker.
 
     >>> read_text(["<v Mary>Hello <i>you</i>,", "- 3 &lt; 4 &amp; I <3 it</v>"]).words
     ['Hello', 'you,', '3', '<', '4', '&', 'I', '<3', 'it']
-
-    Raises:
-        BadRow: if the cue has two voices, or text that may be a tag.
     """
     raw = _OVERRIDE.sub("", "\n".join(payload))
     speaker = _speaker(raw)

@@ -290,7 +290,6 @@ def read_dataset(
     Args:
         source: a folder, or a name on the hub.
         split: split to read; required if there are several.
-        config: configuration; required if there are several.
         cache: folder for the library's copy of a data folder; None: a temporary one.
         only: download no other split of a data set on the hub.
 

@@ -65,11 +65,9 @@ class StreamingEncoder:
 
     Args:
         transducer: the model, in eval mode.
-        options: the chunks.
         registers: the number of register frames; None: the model's.
 
     Attributes:
-        chunk_samples: samples of a chunk.
         chunk_frames: output frames of a chunk, except a stream's first and last.
         frame_shift: seconds from one output frame to the next.
         lookahead_ms: how far a chunk's output looks past its end.

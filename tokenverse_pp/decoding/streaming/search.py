@@ -69,7 +69,6 @@ class StreamingSearch:
     """The search of any number of streams. It stores nothing of them: the caller keeps their states.
 
     Args:
-        predictor: the predictor.
         joiner: the joiner. The weights of both are copied, and must not change afterwards.
         options: how to search: with ``greedy`` or ``beam``, for one hypothesis.
         bonus: for hotwords, length, a language model (`bonus_for`); needed if and only if the options use them.

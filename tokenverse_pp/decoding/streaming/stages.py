@@ -222,9 +222,7 @@ class Layers(GridStage):
     """Some transformer layers of a pretrained encoder, (N, T, C) -> the wanted hidden states, concatenated.
 
     Args:
-        backbone: the pretrained encoder.
         wanted: numbers of hidden states (`EncoderConfig.layers`).
-        grid: the chunks.
         first: number of the hidden state that is the input.
         normalise: pass each hidden state through a LayerNorm without parameters.
     """

@@ -47,8 +47,6 @@ class Searcher:
     """The search of all streams that have the same options: one batch, and one set of bonuses.
 
     Args:
-        loaded: the model.
-        search: search options.
         decoded: names of the tasks decoded at the start of the streams; they determine the languages of hotwords and
             language models.
         frames: see ``decide_after`` of `StreamingSearch`.
@@ -173,7 +171,6 @@ class StreamingTranscriber:
 
     Args:
         loaded: the model (`tokenverse_pp.models.bundle.load_model`), on the device to run on.
-        options: how to transcribe.
 
     Attributes:
         encoder: the `StreamingEncoder`, whose ``chunk_samples`` is the length of a chunk.
@@ -246,7 +243,6 @@ class StreamingTranscriber:
         """Transcribe more audio of a stream.
 
         Args:
-            stream: from `open`.
             audio: (S,) floats at 16 kHz in [-1, 1], a NumPy array or tensor of any length, zero included.
 
         Returns:

@@ -73,12 +73,9 @@ def write_report(
     Args:
         path: path of the page; links to audio are relative to its folder.
         cuts: the references; only those with a hypothesis are shown.
-        hyps: as in hyps.jsonl.
         scores: of `scoring.score_hypotheses`, with ``speed`` and ``options`` if decode.py added them.
-        failures: as in failures.jsonl.
         tasks: the model's tasks; by default those found in the hypotheses.
         corpora: see `scoring.score_hypotheses`.
-        options: page options.
     """
     options = options or PageOptions()
     by_id = {hyp["id"]: hyp for hyp in hyps}

@@ -327,7 +327,6 @@ def joiner_log_probs(am: Tensor, lm: Tensor, weight: Tensor, bias: Tensor, plan:
     Args:
       am: (B, T, J) and lm: (B, S + 1, J): the joiner's projected inputs.
       weight: (V, J), bias: (V,).
-      plan: the band.
 
     Returns:
       px, py, each (B, T, R), float32 (float64 for float64 parameters); 0 in frames outside of the boundary.

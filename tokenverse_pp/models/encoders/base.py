@@ -55,7 +55,6 @@ def attention_bias(lens: Tensor, size: int, device: torch.device, seen: Optional
     Args:
         lens: valid frames, (N,).
         size: T.
-        device: device of the result.
         seen: (T, T), true on the frames that each frame sees (`chunks.chunk_mask`).
     """
     if seen is not None:
@@ -145,7 +144,6 @@ class Encoder(nn.Module, ABC):
     Valid frames do not depend on padding, in either half; padded frames of both results are zero.
 
     Args:
-        backbone: the pretrained encoder.
         stack: frames joined into one, in the second half.
 
     Attributes:

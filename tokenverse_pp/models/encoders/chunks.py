@@ -164,7 +164,6 @@ def chunked_convolution(conv: nn.Conv1d, x: Tensor, grid: ChunkGrid) -> Tensor:
     Args:
         conv: stride 1, any odd or even kernel, any groups.
         x: (N, T, C), zero on padding.
-        grid: the chunks.
 
     Returns:
         (N, T, C').
@@ -221,7 +220,6 @@ def running_moments(chunks: Tensor, lens: Tensor, grid: ChunkGrid) -> Moments:
     Args:
         chunks: (N, .., chunks, size) from `in_chunks`, zero on padding.
         lens: valid frames, (N,).
-        grid: the chunks.
 
     Returns:
         Moments, each (N, .., chunks).

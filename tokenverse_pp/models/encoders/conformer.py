@@ -37,7 +37,6 @@ def visible_keys(lens: Tensor, size: int, device: torch.device, seen: Optional[T
     Args:
         lens: valid frames, (N,).
         size: T.
-        device: device of the result.
         seen: (T, T) bool, the frames that each frame sees.
     """
     if seen is None and not is_padded(lens, size):
@@ -48,11 +47,7 @@ def visible_keys(lens: Tensor, size: int, device: torch.device, seen: Optional[T
 
 
 class ConformerLayer(nn.Module):
-    """A layer of transformers, whose modules keep their names.
-
-    Args:
-        block: the layer.
-    """
+    """A layer of transformers, whose modules keep their names."""
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
@@ -118,11 +113,9 @@ class SelfSupervisedLayer(ConformerLayer):
         """X (N, T, C) -> (N, T, C).
 
         Args:
-            x: frames.
             bias: additive attention bias, (N, 1, T, T).
             positions: output of the encoder's ``embed_positions``, if any.
             mask: see `ConformerLayer.convolve`.
-            grid: the chunks.
         """
         modules: Any = self
         x = modules.ffn1(modules.ffn1_layer_norm(x)) * 0.5 + x

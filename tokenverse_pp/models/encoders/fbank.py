@@ -53,10 +53,6 @@ class NemoMel(nn.Module):
     An utterance of S samples has S // 160 frames; frame t is centred on sample 160 t, with zeros before and after the
     utterance. Parakeet normalises each bin over the utterance's frames (with chunks: over those up to the end of a
     frame's chunk), Nemotron does not.
-
-    Args:
-        extractor: transformers' feature extractor.
-        normalise: normalise each bin.
     """
 
     filters: Tensor

@@ -90,7 +90,6 @@ def load_backbone(options: EncoderConfig, foreign: bool = False) -> Backbone:
     No code of its folder is run. Pickled weights are read by torch's restricted unpickler.
 
     Args:
-        options: encoder options.
         foreign: the name comes from a model folder, not from the user. Pickled weights are then refused with torch
             before 2.6, whose restricted unpickler can be made to run code (CVE-2025-32434).
 
@@ -435,7 +434,6 @@ def add_lora(backbone: Backbone, config: EncoderConfig, first: int = 0, last: Op
 
     Args:
         backbone: any family but WavLM, whose attention uses the weights of its projections directly.
-        config: encoder options.
         first: index of the lowest layer with adapters.
         last: one more than the index of the highest; None: all layers from ``first`` on.
 
@@ -480,7 +478,6 @@ def build_encoder(config: EncoderConfig, foreign: bool = False) -> Encoder:
     """Load the pretrained encoder and build both halves according to ``config``.
 
     Args:
-        config: encoder options.
         foreign: the name comes from a model folder, not from the user (see `load_backbone`).
 
     Raises:

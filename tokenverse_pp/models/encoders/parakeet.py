@@ -25,11 +25,9 @@ class FastConformerLayer(ConformerLayer):
         """X (N, T, C) -> (N, T, C).
 
         Args:
-            x: frames.
             seen: the keys that each frame sees, (N, 1, T, T) bool; None: all.
             positions: relative positions, (N, 2T - 1, C).
             mask: (N, T), true on valid frames.
-            grid: the chunks.
         """
         modules: Any = self
         x = x + 0.5 * modules.feed_forward1(modules.norm_feed_forward1(x))
@@ -44,10 +42,6 @@ class ParakeetBackbone(Backbone):
     """``ParakeetEncoder``: mel, strided convolutions and a projection | scale, conformer layers.
 
     Frames of 80 ms. The seam is before the factor sqrt(hidden_size) of models with ``scale_input``.
-
-    Args:
-        encoder: transformers' encoder.
-        extractor: its feature extractor.
     """
 
     normalises_bins = True
