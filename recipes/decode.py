@@ -55,7 +55,7 @@ from tokenverse_pp.evaluation.scoring import score_hypotheses, score_table
 from tokenverse_pp.models.bundle import ModelBundle
 from tokenverse_pp.models.stored_features import check_origin
 from tokenverse_pp.tasks import TaskSet, transcript_of
-from tokenverse_pp.training.peers import join_watch, looking_after
+from tokenverse_pp.training.failures import join_watch, looking_after
 
 REPORT = "report.html"
 PATIENCE = 300.0  # seconds without a sign of life after which another process counts as dead

@@ -29,9 +29,8 @@ from tokenverse_pp.models.bundle import build_model, get_tokenizer, spelled_as_b
 from tokenverse_pp.models.checkpoint import list_checkpoints
 from tokenverse_pp.tasks import build_tasks, load_plugins
 from tokenverse_pp.training.checkpoints import find_start
-from tokenverse_pp.training.failures import explaining_device_errors
+from tokenverse_pp.training.failures import STOPPED, StopRequest, explaining_device_errors, join_watch, looking_after
 from tokenverse_pp.training.inputs import check_data, has_features, make_inputs, same_corpora
-from tokenverse_pp.training.peers import STOPPED, StopRequest, join_watch, looking_after
 from tokenverse_pp.training.storage import check_storage, open_remote, share_checkpoints
 from tokenverse_pp.training.trainer import Trainer
 from tokenverse_pp.training.transfer import before_of, continue_vectors, read_source

@@ -47,7 +47,7 @@ def walk(command, context):
 walk(cli, click.Context(cli, info_name="tokenverse-pp"))
 
 from tokenverse_pp.api.folders import DEFAULT, locate_model
-from tokenverse_pp.evaluation.report.html import asset, environment
+from tokenverse_pp.evaluation.report.tables import asset, environment
 from tokenverse_pp.serving.http import PAGE
 
 model = {file.name for file in locate_model(DEFAULT).iterdir()}

@@ -14,7 +14,7 @@ from scripts import ROOT, load_script
 from tokenverse_pp.base.config import Config
 from tokenverse_pp.base.config_files import make_parser
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.option_help import nested_option_help
+from tokenverse_pp.base.options import nested_option_help
 from tokenverse_pp.cli.main import cli
 from tokenverse_pp.cli.options import NamedNumber, chosen, options_from
 

@@ -16,7 +16,7 @@ from lhotse import CutSet, Recording
 
 from tokenverse_pp.cli.main import cli
 from tokenverse_pp.evaluation.report import PageOptions, write_report
-from tokenverse_pp.evaluation.report.html import environment
+from tokenverse_pp.evaluation.report.tables import environment
 from tokenverse_pp.evaluation.scoring import score_hypotheses
 
 EVIL = "<script>document.title = 'taken'</script>"

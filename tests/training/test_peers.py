@@ -7,8 +7,8 @@ import pytest
 import torch.distributed as dist
 
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.training import peers
-from tokenverse_pp.training.peers import StopRequest, Watch, looking_after
+from tokenverse_pp.training import failures as peers
+from tokenverse_pp.training.failures import StopRequest, Watch, looking_after
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from tokenverse_pp.base.config import Config, DataConfig, EncoderConfig, Streami
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import yaml_of
 from tokenverse_pp.base.languages import canonical_tag, language_problem
-from tokenverse_pp.base.option_help import nested_option_help
+from tokenverse_pp.base.options import nested_option_help
 
 # jsonargparse's message on a value that is not among the choices of a `Literal`.
 _NO_CHOICE = re.compile(r'Parser key "(?P<name>[\w.]+)":.*?Literal\[(?P<choices>.*?)\]\. Got value: (?P<value>.*)')

@@ -1,14 +1,16 @@
-"""Options of decoding, transcription, streaming, export and reports.
+"""Options of decoding, transcription, streaming, export and reports, and the help texts of all options.
 
-The docstring under a field is also its help on command lines.
+The docstring under a field is also its help on command lines (`option_help`).
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Optional, Sequence, Tuple, Union, get_args
+from typing import Any, Dict, Literal, Optional, Sequence, Tuple, Union, get_args
 
 from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.errors import UserError
@@ -186,3 +188,24 @@ class PageOptions:
     embed_audio: bool = False
     """Embed the audio of the listed utterances in the page, so that it can be shared; otherwise the page links to
     it."""
+
+
+@functools.cache
+def option_help(cls: type) -> Dict[str, str]:
+    """Return docstrings (string literals under the fields) by field name; fields without one are omitted."""
+    from docstring_parser import parse_from_object
+
+    found = {
+        p.arg_name: " ".join((p.description or "").replace("``", "").split()) for p in parse_from_object(cls).params
+    }
+    return {f.name: found[f.name] for f in dataclasses.fields(cls) if found.get(f.name)}
+
+
+def nested_option_help(section: Any, prefix: str = "") -> Dict[str, str]:
+    """Return help by dotted option name, for a dataclass instance whose fields may be dataclasses."""
+    found = {prefix + name: text for name, text in option_help(section.__class__).items()}
+    for one in dataclasses.fields(section):
+        value = getattr(section, one.name)
+        if dataclasses.is_dataclass(value):
+            found.update(nested_option_help(value, f"{prefix}{one.name}."))
+    return found

@@ -54,7 +54,7 @@ COMMANDS = {
     "calibrate": f"{HERE}.evaluate:calibrate",
     "compare": f"{HERE}.evaluate:compare",
     "doctor": f"{HERE}.doctor:doctor",
-    "endpoints": f"{HERE}.endpoints:endpoints",
+    "endpoints": f"{HERE}.tune:endpoints",
     "estimate": f"{HERE}.doctor:estimate",
     "export": f"{HERE}.model:export",
     "manifest": f"{HERE}.main:manifest",

@@ -226,7 +226,7 @@ def fleurs(run: Preparation, **given: Any) -> None:
     OUT/cuts_<split>_<code>.jsonl.gz, one cut per reading. Archives are unpacked into OUT/audio. The id of a cut is
     <locale>-<clip>, such as fr_fr-10004088536354799741.
     """
-    from tokenverse_pp.data.corpora.fleurs import prepare_fleurs
+    from tokenverse_pp.data.corpora.read_speech import prepare_fleurs
 
     prepare_fleurs(run, **given)
 

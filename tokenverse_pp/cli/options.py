@@ -28,7 +28,7 @@ import click
 from tokenverse_pp.base.engine import EngineOptions, opened
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import PathLike
-from tokenverse_pp.base.option_help import option_help
+from tokenverse_pp.base.options import option_help
 
 Command = Callable[..., Any]
 EMPTY: Tuple[Any, ...] = (None, "", (), frozenset())  # defaults that stand for "not given"

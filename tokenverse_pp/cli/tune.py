@@ -1,12 +1,15 @@
-"""`tokenverse-pp tune`: blank penalty and token biases from held-out speech."""
+"""`tokenverse-pp tune`: blank penalty and token biases from held-out speech; `endpoints`: cut-offs and latency."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, List, Optional, Tuple
 
 import click
 
+from tokenverse_pp.base.config import ChunkOptions
+from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.options import DecodeOptions
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.cli.options import (
@@ -89,3 +92,108 @@ def tune(cuts: Path, tokens: Tuple[str, ...], first: Optional[int], output_dir: 
         save_with_biases(loaded, output_dir, found)
         penalty = f"; decode it with {words[0]}" if found.blank_penalty else ""
         click.echo(f"model: {output_dir}, with these biases in its joiner{penalty}")
+
+
+@click.command()
+@model_options
+@click.option("--cuts", required=True, type=click.Path(path_type=Path), help="Cut manifest labelled for endp.")
+@options_from(
+    ChunkOptions,
+    *("chunk_ms", "left_chunks", "sinks"),
+    chunk_ms={"default": 320, "help": "Decode as a stream in chunks of so many milliseconds; 0: in full context."},
+    left_chunks={"default": 8},
+)
+@options_from(SearchOptions, "method", "beam", method={"default": "greedy"})
+@click.option("--first", type=click.IntRange(min=1), help="The first N cuts only.")
+@click.option("--store", is_flag=True, help="Fit thresholds to these cuts, and keep them in the model's calibration.")
+@click.option(
+    "--calibration", type=click.Path(path_type=Path), help="[default: calibration.json in the model's folder]"
+)
+@click.option("--output", type=click.Path(path_type=Path), help="Write the scores as JSON too.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw the curves (.png, .svg, .pdf).")
+@threads_option
+@plugin_options
+@source_options
+def endpoints(cuts: Path, first: Optional[int], store: bool, **given: Any) -> None:
+    """Measure false cut-offs against latency: how soon a model's endpoint probabilities show that a turn is over.
+
+    \b
+      tokenverse-pp endpoints --model exp/my --cuts cuts_dev.jsonl.gz --store
+      tokenverse-pp endpoints --model exp/my --cuts cuts_test.jsonl.gz --plot endpoints.png
+
+    Each complete turn is followed by two seconds of silence. For each median latency in milliseconds, the table shows
+    how many pauses inside turns are taken for the end (%): by a threshold on the probability alone, by a threshold and
+    a length of silence, and by the length of silence alone, which silero-vad detects. The best policy for each latency
+    is chosen on these cuts; thresholds that were stored before are measured below the table.
+
+    Decoding in full context (--chunk-ms 0) sees later audio, so it does not measure a live system.
+    """
+    # lhotse and torch take seconds to import; `--help` does not need them.
+    from tokenverse_pp.api.folders import place_of
+    from tokenverse_pp.api.model import load_named
+    from tokenverse_pp.base.files import url_of, write_json
+    from tokenverse_pp.base.options import StreamingOptions
+    from tokenverse_pp.data.distributed import set_threads
+    from tokenverse_pp.data.labels import validate_cuts
+    from tokenverse_pp.data.manifests import read_cuts
+    from tokenverse_pp.decoding.hypothesis import CALIBRATION, Calibration, read_calibration
+    from tokenverse_pp.evaluation import endpoints as measuring
+    from tokenverse_pp.metrics.endpoints import fit_thresholds
+
+    loaded, _ = load_named(given["model"], given["encoder"], given["trust_plugins"])
+    if "endp" not in loaded.tasks:
+        raise UserError(f"{given['model']}: the model does not know the task 'endp'")
+    click.echo(set_threads(given["threads"], loaded.model))
+    validate_cuts(str(cuts))
+    turns = measuring.turns_of(list(read_cuts(cuts))[:first])
+    chunks, search = chosen(ChunkOptions, given), chosen(SearchOptions, given)
+    if chunks.full:
+        tracks = measuring.batch_tracks(loaded, turns, DecodeOptions(search))
+    else:
+        tracks = measuring.stream_tracks(loaded, turns, StreamingOptions(chunks, search=search))
+    scores = measuring.endpoint_scores(measuring.scored_pauses(turns, tracks))
+    click.echo(measuring.endpoint_table(scores))
+
+    before = read_calibration(loaded.folder) or Calibration()
+    if store:
+        if loaded.folder is None:
+            raise UserError(f"--store: {given['model']} is no model folder")
+        fitted = fit_thresholds(scores.alone)
+        file = place_of(given["model"], loaded.folder) / CALIBRATION
+        replace(before, endpoints=fitted, endpoint_chunk_ms=chunks.chunk_ms).update(loaded.folder / CALIBRATION, file)
+        click.echo(f"thresholds: {url_of(file) or file}")
+    elif before.endpoints and before.endpoint_chunk_ms == chunks.chunk_ms:
+        click.echo(f"\nstored thresholds:\n{measuring.fitted_table(before.endpoints, scores, turns, tracks)}")
+    if given["output"]:
+        write_json(given["output"], {**scores.as_dict(), "chunk_ms": chunks.chunk_ms, "cuts": cuts.name})
+    if given["plot"]:
+        draw(given["plot"], scores)
+
+
+def draw(path: Path, scores: Any) -> None:
+    """Draw the curves (raises UserError if matplotlib is missing, or does not support the file's format)."""
+    from tokenverse_pp.metrics.endpoints import frontier
+
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+    except ImportError as error:
+        raise UserError(f"{error.name} is not installed: pip install 'tokenverse_pp[plots]'") from error
+    figure, axes = pyplot.subplots(figsize=(6, 4))
+    curves = {"probability": scores.alone, "probability and silence": scores.gated, "silence alone": scores.silence}
+    for label, points in curves.items():
+        best = [point for point in frontier(points) if point.median_latency <= 1.0]
+        latencies, rates = ([1000 * p.median_latency for p in best], [100 * p.false_cutoffs for p in best])
+        axes.step(latencies, rates, where="post", label=label)
+    axes.set(xlabel="median latency (ms)", ylabel="false cut-offs (%)", xlim=(0, 1000), ylim=(0, 100))
+    axes.legend()
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        figure.savefig(path)
+    except ValueError as error:
+        raise UserError(f"--plot {path}: {error}") from None
+    finally:
+        pyplot.close(figure)

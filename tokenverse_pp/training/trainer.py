@@ -30,11 +30,11 @@ from tokenverse_pp.training.checkpoints import (
     check_unchanged,
     set_later_aside,
 )
+from tokenverse_pp.training.failures import StopRequest
 from tokenverse_pp.training.inputs import same_corpora
 from tokenverse_pp.training.log import Meter, RunLog, add_drawn, drawn_table, plot_curves, read_log
 from tokenverse_pp.training.memory import pick_recomputed
 from tokenverse_pp.training.optim import FreezeSchedule, TrainedRows, lr_factor, make_optimizer
-from tokenverse_pp.training.peers import StopRequest
 from tokenverse_pp.training.steps import BAD_BATCHES, Progress, Stepper, StepResult, cut_ids, dump_batches, scan
 from tokenverse_pp.training.storage import RemoteRun
 from tokenverse_pp.training.transfer import Before, InitialModel, new_below_mean, start_from, start_from_pretrained

@@ -21,7 +21,7 @@ def to_html(transcript: Transcript, source: Optional[PlayerSource] = None, times
         times: False: show paragraphs without times.
     """
     # This imports lhotse and torch; the other formats need neither.
-    from tokenverse_pp.evaluation.report.html import render
+    from tokenverse_pp.evaluation.report.tables import render
 
     about = [f"{transcript.duration:.1f} s", f"tasks: {', '.join(transcript.tasks)}"]
     if transcript.language is not None:

@@ -3,6 +3,8 @@
 - LibriSpeech and Mini LibriSpeech: English audiobooks.
 - Multilingual LibriSpeech: audiobooks in eight languages.
 - Common Voice: sentences read by volunteers in over a hundred languages.
+- FLEURS: sentences from Wikipedia read in 102 languages. lhotse reads only what its own download writes; here the files
+  of the hub's repository too. Cut ids consist of locale and clip, so they are the same in every run.
 
 Languages are written as ISO 639-1 codes (639-3 for languages without a two-letter code). The tables are not read by
 lhotse's recipes, which fail completely if one row is broken or one clip is missing; the one for Common Voice also needs
@@ -16,12 +18,30 @@ from pathlib import Path, PurePosixPath
 from typing import Callable, Dict, List, Mapping, Optional, Sequence, Union
 
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.languages import canonical_tag, matching_languages
-from tokenverse_pp.data.corpora.clips import Clip, Rows, if_there, part_of, write_utterances
-from tokenverse_pp.data.corpora.common import CorpusPart, Form, LeftOutRow, Preparation, check_table, require
+from tokenverse_pp.base.languages import canonical_tag, matching_languages, primary_language
+from tokenverse_pp.data.corpora.clips import (
+    ORIGINAL,
+    Clip,
+    Rows,
+    if_there,
+    original_of,
+    part_of,
+    unpack_all,
+    write_utterances,
+)
+from tokenverse_pp.data.corpora.common import (
+    CorpusPart,
+    Form,
+    LeftOutRow,
+    Preparation,
+    check_table,
+    require,
+    split_tables,
+)
 from tokenverse_pp.data.corpora.resume import CorpusGroup, in_groups
 from tokenverse_pp.data.lines import raw_lines, text_lines, text_of
 
+SPLITS = ("train", "dev", "test")  # of MLS, Common Voice and FLEURS
 MLS = {
     "dutch": "nl",
     "english": "en",
@@ -99,7 +119,6 @@ def _librispeech_rows(path: Path) -> Rows:
         yield if_there(Clip(name, path.parent / f"{name}.flac", text.strip(), "en", speaker=name.split("-")[0]))
 
 
-MLS_SPLITS = ("train", "dev", "test")
 MLS_FORM = Form(cells=2)
 MLS_LAYOUT = (
     "mls_<language>[_opus]/{metainfo.txt,<split>/transcripts.txt,<split>/audio/*/*/*.{flac,opus}} for the splits "
@@ -125,7 +144,7 @@ def prepare_mls(run: Preparation) -> Dict[str, Path]:
     if unknown:
         raise UserError(f"{corpus_dir}: mls_{unknown[0]}: not a language of MLS; expected one of {', '.join(MLS)}")
     for name in folders:
-        files = [f"{name}/metainfo.txt", *(f"{name}/{split}/transcripts.txt" for split in MLS_SPLITS)]
+        files = [f"{name}/metainfo.txt", *(f"{name}/{split}/transcripts.txt" for split in SPLITS)]
         require(corpus_dir, files, MLS_LAYOUT)
 
     def prepare(name: str) -> Dict[str, Path]:
@@ -134,14 +153,13 @@ def prepare_mls(run: Preparation) -> Dict[str, Path]:
         genders = {cells[0].strip(): cells[1].strip() for cells in lines if len(cells) > 1}
         parts = [
             part_of(f"{split}_{code}", code, _mls_rows(corpus_dir / name / split, ending, code, genders), run.jobs)
-            for split in MLS_SPLITS
+            for split in SPLITS
         ]
         return write_utterances(run, parts, "mls")
 
     codes = {name: MLS[language] for name, language in languages.items()}
     groups = {
-        name: CorpusGroup([f"{split}_{code}" for split in MLS_SPLITS], [corpus_dir / name])
-        for name, code in codes.items()
+        name: CorpusGroup([f"{split}_{code}" for split in SPLITS], [corpus_dir / name]) for name, code in codes.items()
     }
     return in_groups(run, "mls", groups, prepare)
 
@@ -155,7 +173,6 @@ def _mls_rows(folder: Path, ending: str, code: str, genders: Mapping[str, str]) 
         yield if_there(Clip(name, audio, text, code, speaker=speaker, gender=genders.get(speaker)))
 
 
-COMMONVOICE_SPLITS = ("train", "dev", "test")
 COMMONVOICE_FORM = Form(proofs=("up_votes", "down_votes"))
 COLUMNS = ("path", "sentence")  # required columns, which every release has
 CUSTOM = {"age": "age", "accents": "accents", "accent": "accents", "variant": "variant"}  # as in lhotse's recipe
@@ -179,7 +196,7 @@ def prepare_commonvoice(run: Preparation, languages: Sequence[str] = ()) -> Dict
     locales = folders_of(languages, there, str(corpus_dir)) or there
     by_code: Dict[str, str] = {}
     for locale in locales:
-        tables = [f"{locale}/{split}.tsv" for split in COMMONVOICE_SPLITS]
+        tables = [f"{locale}/{split}.tsv" for split in SPLITS]
         require(corpus_dir, [f"{locale}/clips", *tables], COMMONVOICE_LAYOUT)
         other = by_code.setdefault(common_voice_code(locale), locale)
         if other != locale:
@@ -192,11 +209,11 @@ def prepare_commonvoice(run: Preparation, languages: Sequence[str] = ()) -> Dict
 
     def prepare(locale: str) -> Dict[str, Path]:
         clip_of = _clip_finder(corpus_dir / locale / "clips")
-        parts = [_read_part(corpus_dir / locale, split, clip_of, run.jobs) for split in COMMONVOICE_SPLITS]
+        parts = [_read_part(corpus_dir / locale, split, clip_of, run.jobs) for split in SPLITS]
         return write_utterances(run, parts, "commonvoice", lambda turn: turn.text)
 
     groups = {
-        locale: CorpusGroup([f"{split}_{code}" for split in COMMONVOICE_SPLITS], [corpus_dir / locale])
+        locale: CorpusGroup([f"{split}_{code}" for split in SPLITS], [corpus_dir / locale])
         for code, locale in by_code.items()
     }
     return in_groups(run, "commonvoice", groups, prepare)
@@ -254,3 +271,91 @@ def _read_part(folder: Path, split: str, clip_of: Callable[[str], Optional[Path]
     if not rows:
         raise UserError(f"{folder / split}.tsv: holds no rows (--language names the locales to prepare)")
     return part_of(f"{split}_{code}", code, rows, jobs)
+
+
+FLEURS_FORM = Form(cells=7)  # id, file, raw transcription, transcription, characters, samples, gender; no header
+FLEURS_LAYOUT = (
+    "[data/]<locale>/{train,dev,test}.tsv beside audio/<split>.tar.gz or audio/<split>/*.wav (google/fleurs of the "
+    "hub), or metadata/<locale>/<split>.tsv and <locale>/<split>/*.wav (lhotse download fleurs)"
+)
+
+
+def prepare_fleurs(run: Preparation, languages: Sequence[str] = ()) -> Dict[str, Path]:
+    """Write ``cuts_<split>_<code>.jsonl.gz`` of the existing splits; the id of a cut is ``<locale>-<clip>``.
+
+    The text is FLEURS's own transcription (lower case, without punctuation), normalised. Archives are unpacked into
+    ``OUT/audio``.
+
+    Args:
+        languages: locales as FLEURS names them (``fr_fr``), or their languages (``fr``); empty: all existing ones.
+
+    Raises:
+        UserError: if the folder is not FLEURS.
+    """
+    corpus_dir, output_dir = run.corpus_dir, run.output_dir
+    require(corpus_dir, [], FLEURS_LAYOUT)
+    tables = split_tables(corpus_dir, ("metadata", "data", "."), SPLITS, "*_*/{split}.tsv")
+    if not tables:
+        raise UserError(f"{corpus_dir}: found no <locale>/<split>.tsv; expected {FLEURS_LAYOUT}")
+    locales = folders_of(languages, sorted(tables), str(corpus_dir)) or sorted(tables)
+    for locale in locales:
+        if locale not in tables:
+            raise UserError(f"{corpus_dir}: --language {locale}: expected one of {', '.join(sorted(tables))}")
+
+    def prepare(locale: str) -> Dict[str, Path]:
+        code = fleurs_code(locale)
+        folders, archives = {}, []
+        for split, table in tables[locale].items():
+            folders[split] = _fleurs_folder(corpus_dir, table)
+            if folders[split].is_file():
+                archives.append((folders[split], output_dir / "audio" / f"{split}_{code}"))
+                folders[split] = archives[-1][1]
+        unpack_all(archives, run.jobs)
+        parts = [
+            part_of(f"{split}_{code}", code, _fleurs_rows(table, folders[split], locale), run.jobs)
+            for split, table in tables[locale].items()
+        ]
+        return write_utterances(run, parts, "fleurs", original_of)
+
+    groups = {
+        locale: CorpusGroup(
+            [f"{split}_{fleurs_code(locale)}" for split in tables[locale]],
+            [*(table.parent for table in tables[locale].values()), corpus_dir / locale],
+        )
+        for locale in locales
+    }
+    return in_groups(run, "fleurs", groups, prepare)
+
+
+def fleurs_code(locale: str) -> str:
+    """Return the language of a FLEURS locale.
+
+    >>> fleurs_code("fr_fr"), fleurs_code("cmn_hans_cn"), fleurs_code("yue_hant_hk"), fleurs_code("ceb_ph")
+    ('fr', 'zh', 'yue', 'ceb')
+    """
+    return primary_language(locale.replace("_", "-")) or locale
+
+
+def _fleurs_folder(corpus_dir: Path, table: Path) -> Path:
+    """Return the archive of a table's clips (refused later if incomplete), or else the folder of the clips."""
+    beside, split = table.parent, table.stem
+    places = [beside / "audio" / split, beside / split, corpus_dir / beside.name / split]
+    found = [path for path in [beside / "audio" / f"{split}.tar.gz"] if path.is_file()]
+    found += [path for path in places if path.is_dir()]
+    if not found:
+        raise UserError(
+            f"{table}: found neither audio/{split}.tar.gz nor audio/{split} beside it; expected {FLEURS_LAYOUT}"
+        )
+    return found[0]
+
+
+def _fleurs_rows(path: Path, folder: Path, locale: str) -> Rows:
+    table = check_table(path, FLEURS_FORM)
+    yield from table.left_out()
+    for number, (prompt, file, raw, text, _, _, gender) in table.rows():
+        clip = folder / Path(file).name
+        if not clip.is_file():
+            yield f"{path}, line {number}", f"its clip {clip.name} is not there"
+            continue
+        custom = {"prompt": prompt, ORIGINAL: raw}
+        yield Clip(f"{locale}-{clip.stem}", clip, text, locale, gender=gender.lower() or None, custom=custom)

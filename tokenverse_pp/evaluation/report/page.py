@@ -12,7 +12,7 @@ from tokenverse_pp.base.files import PathLike, is_finite, json_of, write_text
 from tokenverse_pp.base.options import PageOptions
 from tokenverse_pp.data.hypotheses import Hypothesis
 from tokenverse_pp.evaluation.report import tables
-from tokenverse_pp.evaluation.report.html import render
+from tokenverse_pp.evaluation.report.tables import render
 from tokenverse_pp.evaluation.report.utterance import Utterance, card, source_of, utterance_of
 from tokenverse_pp.evaluation.scoring import corpus_of, languages_of, tasks_of_hypotheses
 from tokenverse_pp.tasks.base import TaskSet

@@ -1,10 +1,14 @@
-"""The values of the tables in tables.html.j2."""
+"""The values of the tables in tables.html.j2, and the environment in which all templates are rendered."""
 
 from __future__ import annotations
 
+from functools import cache
+from pathlib import Path
 from typing import Any, Dict, List, Mapping, Tuple
 
-from tokenverse_pp.evaluation.report.html import percent
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
 from tokenverse_pp.evaluation.scoring import find_prf, has_confusion
 from tokenverse_pp.tasks.registry import BUILT_IN, REGISTRY
 
@@ -101,3 +105,47 @@ def settings(scores: Scores) -> List[Tuple[str, str]]:
     if speed.get("cuts_decoded_before"):
         rows.append(("decoded by an earlier run", f"{speed['cuts_decoded_before']} cuts"))
     return rows
+
+
+PACKAGE = Path(__file__).parents[2]
+
+
+def render(template: str, **values: Any) -> str:
+    """Fill in a template of the package.
+
+    Halves of surrogate pairs, possible in JSON but not in a file, become ``?``.
+
+    Args:
+        template: its path within the package, with slashes.
+        values: its variables; a missing one is an error.
+    """
+    return environment().get_template(template).render(values).encode("utf-8", "replace").decode()
+
+
+@cache
+def environment() -> Environment:
+    """The templates of the package, with the filter ``percent`` and the function ``asset``."""
+    found = Environment(
+        loader=FileSystemLoader(PACKAGE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    found.filters["percent"] = percent
+    found.globals["asset"] = asset
+    return found
+
+
+def asset(name: str) -> Markup:
+    """A style or script of the package, which is not escaped."""
+    return Markup((PACKAGE / name).read_text(encoding="utf-8").strip())
+
+
+def percent(fraction: float) -> str:
+    """A fraction in percent.
+
+    >>> percent(0.1234)
+    '12.3'
+    """
+    return f"{100 * fraction:.1f}"
