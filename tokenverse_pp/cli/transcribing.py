@@ -14,7 +14,7 @@ import numpy as np
 
 from tokenverse_pp.api.formats import FORMATS
 from tokenverse_pp.api.formats.html import to_html
-from tokenverse_pp.api.formats.text import clock_time, paragraphs, to_text
+from tokenverse_pp.api.formats.text import UNSURE, clock_time, paragraphs, parts_of, to_text
 from tokenverse_pp.base.errors import CONTROL, UserError, printable
 from tokenverse_pp.base.files import url_of, write_text
 from tokenverse_pp.cli.groups import error_line
@@ -24,8 +24,6 @@ from tokenverse_pp.data.manifests import FORMATS as MANIFESTS
 from tokenverse_pp.data.manifests import read_cuts
 from tokenverse_pp.evaluation.report.utterance import source_of
 from tokenverse_pp.tasks.result import Transcript, Turn
-
-UNSURE = 0.5  # words below this confidence are underlined
 
 
 def view(transcript: Transcript, label: str, colour: bool = True, times: Optional[bool] = None) -> str:
@@ -49,22 +47,16 @@ def view(transcript: Transcript, label: str, colour: bool = True, times: Optiona
 
 
 def _line(transcript: Transcript, turn: Turn, colour: bool, has_time: bool) -> str:
-    ends = {mark.position for mark in transcript.marks if mark.text == "[ENDP]"}
-    opened = {entity.first: entity for entity in transcript.entities}
     parts: List[str] = []
-    at = turn.first
-    while at < turn.stop:
-        entity = opened.get(at)
-        stop = min(entity.stop, turn.stop) if entity is not None else at + 1
+    for words, entity, has_end in parts_of(transcript, turn):
         looks = {"fg": "magenta", "bold": True} if entity is not None else {}
-        words = " ".join(
+        text = " ".join(
             style(spelled, colour, **looks, underline=True if word.confidence < UNSURE else None)
-            for word, spelled in zip(transcript.words[at:stop], transcript.spelled[at:stop])
+            for word, spelled in words
         )
         if entity is not None:
-            words = f"[{words}]" if entity.type is None else f"[{words} {style(entity.type, colour, dim=True)}]"
-        parts.append(words + (" " + style("◆", colour, fg="green") if stop in ends else ""))
-        at = stop
+            text = f"[{text}]" if entity.type is None else f"[{text} {style(entity.type, colour, dim=True)}]"
+        parts.append(text + (" " + style("◆", colour, fg="green") if has_end else ""))
     time = f"{style(clock_time(turn.start), colour, fg='cyan')}  " if has_time else ""
     return f"  {time}{' '.join(parts)}"
 

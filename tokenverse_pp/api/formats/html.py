@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Dict, Optional
 
-from tokenverse_pp.api.formats.text import clock_time, paragraphs
-from tokenverse_pp.tasks.result import Entity, Transcript, Turn, Word
+from tokenverse_pp.api.formats.text import UNSURE, clock_time, paragraphs, parts_of
+from tokenverse_pp.tasks.result import Transcript
 
 if TYPE_CHECKING:
     from tokenverse_pp.evaluation.report.utterance import PlayerSource
-
-UNSURE = 0.5  # words below this confidence are underlined
 
 
 def to_html(transcript: Transcript, source: Optional[PlayerSource] = None, times: Optional[bool] = None) -> str:
@@ -33,26 +31,14 @@ def to_html(transcript: Transcript, source: Optional[PlayerSource] = None, times
         "api/formats/transcript.html.j2",
         title=transcript.name,
         about=about,
-        turns=[_turn(transcript, turn) for turn in paragraphs(transcript)],
+        turns=[
+            {"number": turn.number, "at": clock_time(turn.start), "parts": parts_of(transcript, turn)}
+            for turn in paragraphs(transcript)
+        ],
         timed=times is not False,
         unsure=UNSURE,
         utterance=_card(transcript, source),
     )
-
-
-def _turn(transcript: Transcript, turn: Turn) -> Dict[str, Any]:
-    """Number and time of a paragraph, and its parts: words as spelled, entity or None, whether an endpoint follows."""
-    ends = {mark.position for mark in transcript.marks if mark.text == "[ENDP]"}
-    opened = {entity.first: entity for entity in transcript.entities}
-    parts: List[Tuple[Sequence[Tuple[Word, str]], Optional[Entity], bool]] = []
-    words = list(zip(transcript.words, transcript.spelled))
-    at = turn.first
-    while at < turn.stop:
-        entity = opened.get(at)
-        stop = min(entity.stop, turn.stop) if entity is not None else at + 1
-        parts.append((words[at:stop], entity, stop in ends))
-        at = stop
-    return {"number": turn.number, "at": clock_time(turn.start), "parts": parts}
 
 
 def _card(transcript: Transcript, source: Optional[PlayerSource]) -> Dict[str, Any]:

@@ -15,8 +15,9 @@ from bisect import bisect_left
 from itertools import accumulate
 from typing import Iterator, List, Optional, Sequence, Tuple
 
-from tokenverse_pp.tasks.result import Transcript, Turn
+from tokenverse_pp.tasks.result import Entity, Transcript, Turn, Word
 
+UNSURE = 0.5  # words below this confidence are underlined
 CHARACTERS = 400  # of a paragraph
 SILENCE = 10.0  # seconds without a word that end a paragraph
 
@@ -81,6 +82,19 @@ def _between(places: Sequence[int], first: int, stop: int) -> List[int]:
 
 def _pairs(places: Sequence[int]) -> List[Tuple[int, int]]:
     return list(zip(places, places[1:]))
+
+
+def parts_of(transcript: Transcript, turn: Turn) -> Iterator[Tuple[List[Tuple[Word, str]], Optional[Entity], bool]]:
+    """Yield the entities of a paragraph and its other words: words as spelled, entity or None, is an endpoint after."""
+    ends = {mark.position for mark in transcript.marks if mark.text == "[ENDP]"}
+    opened = {entity.first: entity for entity in transcript.entities}
+    words = list(zip(transcript.words, transcript.spelled))
+    at = turn.first
+    while at < turn.stop:
+        entity = opened.get(at)
+        stop = min(entity.stop, turn.stop) if entity is not None else at + 1
+        yield words[at:stop], entity, stop in ends
+        at = stop
 
 
 def clock_time(seconds: float) -> str:
