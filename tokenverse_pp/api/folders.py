@@ -324,7 +324,7 @@ def _config_text(config: Config, encoder: str, is_whole: bool) -> bytes:
 
 def model_card(loaded: ModelBundle, encoder: str, own_encoder: bool) -> str:
     """Return README.md of a model folder."""
-    languages = getattr(loaded.tasks["lid"], "languages", ()) if "lid" in loaded.tasks else ()
+    languages = loaded.tasks.languages
     size = sum(value.numel() for value in loaded.model.checkpoint_state().values())
     where = "in `encoder/`" if own_encoder else f"`{encoder}`, which is not in this folder"
     lines = [

@@ -106,12 +106,13 @@ be reached (nor is a model of that name in its local cache)
     @property
     def languages(self) -> Tuple[str, ...]:
         """Codes of the languages that the model can write; empty without the task ``lid``."""
-        return options_of_task(self.loaded.tasks, "lid", "languages")
+        return self.loaded.tasks.languages
 
     @property
     def entity_types(self) -> Tuple[str, ...]:
         """Entity types that the model can write; empty if entities are untyped or not decoded."""
-        return options_of_task(self.loaded.tasks, "ner", "types")
+        tasks = self.loaded.tasks
+        return tuple(tasks["ner"].options().get("types", ())) if "ner" in tasks else ()
 
     @property
     def sample_rate(self) -> int:
@@ -379,11 +380,6 @@ def known_tasks(model: PathLike = DEFAULT, trust_plugins: bool = False) -> TaskS
     """The tasks of a model, without loading it (raises UserError)."""
     folder = locate_model(model)
     return tasks_of(read_config(folder).tasks, trust_plugins, folder)
-
-
-def options_of_task(tasks: TaskSet, task: str, option: str) -> Tuple[str, ...]:
-    """An option of a task, such as the languages of ``lid``; empty if the model does not have the task."""
-    return tuple(tasks[task].options().get(option, ())) if task in tasks else ()
 
 
 def _whole(result: Result) -> Transcript:

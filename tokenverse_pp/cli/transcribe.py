@@ -212,7 +212,7 @@ def by_workers(
 def list_tasks(model: Optional[str], trust_plugins: bool = False) -> None:
     """Print the tasks and languages of a model, without loading it."""
     from tokenverse_pp.api.folders import ABOUT_DEFAULT, DEFAULT
-    from tokenverse_pp.api.model import known_tasks, options_of_task
+    from tokenverse_pp.api.model import known_tasks
 
     if model is None:
         click.echo(f"model: {ABOUT_DEFAULT}", err=True)
@@ -220,6 +220,6 @@ def list_tasks(model: Optional[str], trust_plugins: bool = False) -> None:
     for task in tasks.tasks:
         tokens = " ".join(task.symbols) or "the words"
         click.echo(printable(f"{task.name:6} {tokens}"))
-    languages = options_of_task(tasks, "lid", "languages")
+    languages = tasks.languages
     if languages:
         click.echo(printable(f"languages: {', '.join(languages)}"))

@@ -234,12 +234,11 @@ def constraints_for(
 
 def languages_written(options: SearchOptions, tasks: Optional[TaskSet]) -> List[str]:
     """Return the languages that may be written, in the model's spelling; none without the task ``lid``."""
-    if tasks is None or "lid" not in tasks:
+    if tasks is None:
         return []
-    own = list(tasks["lid"].options().get("languages", ()))
     if options.languages is None:
-        return own
-    meant = [language for code in options.languages for language in matching_languages(code, own)]
+        return list(tasks.languages)
+    meant = [language for code in options.languages for language in matching_languages(code, tasks.languages)]
     return list(dict.fromkeys(meant))
 
 
@@ -256,7 +255,7 @@ def _language_constraints(
     if "lid" not in active:
         return []
     known = active["lid"].symbols
-    own = active["lid"].options().get("languages", ())
+    own = active.languages
     meant = {code: matching_languages(code, own) for code in (own if languages is None else languages)}
     unknown = [language_token(code) for code, found in meant.items() if not found]
     if unknown:

@@ -223,7 +223,7 @@ def lm_files(path: Path) -> Dict[str, Path]:
 def _languages(pieces: Sequence[str], tasks: Optional[TaskSet]) -> List[str]:
     """The languages that the model writes, in its spelling."""
     if tasks is not None and "lid" in tasks:
-        return list(tasks["lid"].options().get("languages", ()))
+        return list(tasks.languages)
     codes = {language_code(piece): piece for piece in pieces if is_task_token(piece)}
     return [code for code, piece in codes.items() if CODE.fullmatch(code) and language_token(code) == piece]
 

@@ -14,7 +14,6 @@ from tokenverse_pp.evaluation.scoring import (
     find_prf,
     has_confusion,
     labelled_if_any,
-    languages_of,
     paired,
     scored_example,
     tasks_of_hypotheses,
@@ -80,7 +79,7 @@ def count_utterances(cuts: Iterable[Cut], hyps: Iterable[Hypothesis], tasks: Opt
     for cut, hyp in pairs:
         example = scored_example(cut, hyp, own)
         if tasks is not own:  # the hypothesis is read by its own tasks: those in common may lack its entity types
-            example = replace(example, ref=transcript_of(cut, tasks), languages=languages_of(tasks))
+            example = replace(example, ref=transcript_of(cut, tasks), languages=tasks.languages)
         labelled = labelled_if_any(cut)
         for task in tasks.tasks:
             if task.name in labelled and was_decoded(task.name, hyp):

@@ -101,14 +101,9 @@ def _tasks_that_show(pairs: Sequence[Tuple[Cut, Hypothesis]]) -> TaskSet:
     """All tasks, with the options inferred from the hypotheses' tokens, and the languages of the references."""
     found = tasks_for_tokens([word.text for _, hyp in pairs for word in written_words(hyp)])
     spoken = [turn.language for cut, _ in pairs for turn in turns_of(cut) if isinstance(turn.language, str)]
-    languages = languages_told_apart(languages_of(found), [code for code in spoken if code])
+    languages = languages_told_apart(found.languages, [code for code in spoken if code])
     lid = type(found["lid"]).from_options({"languages": languages})
     return TaskSet(tuple(lid if task.name == "lid" else task for task in found.tasks))
-
-
-def languages_of(tasks: TaskSet) -> List[str]:
-    """The languages that tasks write; none without ``lid``."""
-    return list(tasks["lid"].options().get("languages", ())) if "lid" in tasks else []
 
 
 def _refuse(what: str, ids: Sequence[str]) -> None:
@@ -130,7 +125,7 @@ def was_decoded(task: str, hyp: Hypothesis) -> bool:
 def scored_example(cut: Cut, hyp: Hypothesis, tasks: TaskSet) -> ScoredExample:
     """Return a cut and its hypothesis in the form that tasks score."""
     heard = Transcript.from_record(hyp, tasks)
-    return ScoredExample(cut.id, transcript_of(cut, tasks), heard.answers, cut, heard.marks, languages_of(tasks))
+    return ScoredExample(cut.id, transcript_of(cut, tasks), heard.answers, cut, heard.marks, tasks.languages)
 
 
 def corpus_of(cut: Cut, corpora: Mapping[str, str]) -> Optional[str]:

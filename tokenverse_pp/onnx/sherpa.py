@@ -18,6 +18,7 @@ from tokenverse_pp.tasks.result import WITH_FIELDS, Transcript, transcript_of_wo
 from tokenverse_pp.tasks.transcript import UNKNOWN, Word, is_task_token
 
 SPACE = "▁"  # of SentencePiece; sherpa-onnx replaces it by a space at the start of a piece
+FIELDS = ("tokens", "timestamps", "start_time", "ys_probs", "ys_log_probs")  # of a result
 FRAME_SHIFT = 0.04  # seconds that a piece lasts if no export is given
 
 
@@ -79,7 +80,7 @@ def read_result(result: Any) -> Tuple[List[str], List[float], List[float]]:
     """
     if isinstance(result, str):
         result = json_of(result, "result of sherpa-onnx")
-    values: Mapping[str, Any] = result if isinstance(result, Mapping) else _Attributes(result)
+    values: Mapping[str, Any] = result if isinstance(result, Mapping) else {n: getattr(result, n, None) for n in FIELDS}
     tokens: Any = values.get("tokens")
     times: Any = values.get("timestamps")
     if not _list_of(tokens, str) or not _list_of(times, float) or len(tokens) != len(times):
@@ -91,14 +92,6 @@ def read_result(result: Any) -> Tuple[List[str], List[float], List[float]]:
     pieces = [SPACE + token[1:] if token.startswith(" ") else token for token in tokens]
     usable = _list_of(log_probs, float) and len(log_probs) == len(tokens)
     return pieces, [start + time for time in times], [min(0.0, float(x)) for x in log_probs] if usable else []
-
-
-class _Attributes(dict):
-    """The attributes of an object as a dict."""
-
-    def __init__(self, of: Any):
-        names = ("tokens", "timestamps", "start_time", "ys_probs", "ys_log_probs")
-        super().__init__({name: getattr(of, name) for name in names if hasattr(of, name)})
 
 
 def _list_of(values: Any, kind: type) -> bool:

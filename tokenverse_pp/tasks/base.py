@@ -156,6 +156,11 @@ class TaskSet:
         """All task tokens, in the order of the tasks."""
         return tuple(symbol for task in self.tasks for symbol in task.symbols)
 
+    @property
+    def languages(self) -> Tuple[str, ...]:
+        """Codes of the languages that the tasks write; none without ``lid``."""
+        return tuple(self["lid"].options().get("languages", ())) if "lid" in self else ()
+
     def __contains__(self, name: str) -> bool:
         return name in self.names
 

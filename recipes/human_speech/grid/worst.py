@@ -12,7 +12,7 @@ from lhotse.cut import Cut
 
 from tokenverse_pp.base.languages import language_group
 from tokenverse_pp.data.hypotheses import Hypothesis
-from tokenverse_pp.evaluation.scoring import languages_of, tasks_of_hypotheses
+from tokenverse_pp.evaluation.scoring import tasks_of_hypotheses
 from tokenverse_pp.tasks.result import Transcript
 from tokenverse_pp.tasks.transcript import is_task_token, transcript_of, turns_of
 
@@ -71,7 +71,7 @@ def utterances_of(cuts: Iterable[Cut], hyps: Iterable[Hypothesis], training: Ite
     by_id = {hyp["id"]: hyp for hyp in hyps}
     pairs = [(cut, by_id[cut.id]) for cut in cuts if cut.id in by_id]
     tasks = tasks_of_hypotheses(pairs)
-    languages = languages_of(tasks)
+    languages = tasks.languages
     found = []
     for cut, hyp in pairs:
         ref = transcript_of(cut, tasks)

@@ -25,7 +25,6 @@ from tokenverse_pp.data.lines import raw_lines, text_of
 
 FORM = "T1<tab>TYPE start end<tab>words"
 REFUSE, COVER, DROP = "refuse", "cover", "drop"
-DISCONTINUOUS = (REFUSE, COVER, DROP)  # how to treat entities in several pieces
 _OTHER_LINE = re.compile(r"[REAMN]\S*\t|[#*]")  # relations, events, attributes, normalisations, notes, equivalences
 _BOM = "\ufeff"
 
@@ -69,8 +68,8 @@ def read_brat(path: Path, discontinuous: str = REFUSE, notes: Optional[Counter[s
     """Read one document. Only ``T`` lines are entities; relations, events, attributes and notes are skipped.
 
     Args:
-        discontinuous: one of `DISCONTINUOUS`. Pieces without a letter or digit between them count as one piece (brat
-            splits an entity at a line end).
+        discontinuous: `REFUSE`, `COVER` or `DROP`. Pieces without a letter or digit between them count as one piece
+            (brat splits an entity at a line end).
         notes: counter of the entities that ``cover`` and ``drop`` changed.
     """
     at = Place(str(path), 1)

@@ -14,7 +14,7 @@ from tokenverse_pp.data.hypotheses import Hypothesis
 from tokenverse_pp.evaluation.report import tables
 from tokenverse_pp.evaluation.report.tables import render
 from tokenverse_pp.evaluation.report.utterance import Utterance, card, source_of, utterance_of
-from tokenverse_pp.evaluation.scoring import corpus_of, languages_of, tasks_of_hypotheses
+from tokenverse_pp.evaluation.scoring import corpus_of, tasks_of_hypotheses
 from tokenverse_pp.tasks.base import TaskSet
 
 
@@ -82,7 +82,7 @@ def write_report(
     decoded = [cut for cut in cuts if cut.id in by_id]
     if tasks is None:
         tasks = tasks_of_hypotheses([(cut, by_id[cut.id]) for cut in decoded])
-    apart = languages_of(tasks)
+    apart = tasks.languages
     items = [utterance_of(cut, by_id[cut.id], corpus_of(cut, corpora or {}), apart) for cut in decoded]
     page = render(
         "evaluation/report/report.html.j2",
