@@ -145,6 +145,10 @@ class SearchOptions:
         """Hypotheses kept per utterance."""
         return 1 if self.method == "greedy" else self.beam
 
+    def normalised(self, score: float, length: int) -> float:
+        """Return the score by which hypotheses are ranked; ``length``: tokens + context size (see ``length_norm``)."""
+        return score / length if self.length_norm else score
+
 
 def _is_bonus(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf

@@ -298,9 +298,9 @@ class Recognizer:
                 self.on_settled(cut, self.transcript(cut, settled))
         tokens, frames, log_probs = merger.result()
         log_prob = sum(log_probs)
-        scale = len(tokens) + loaded.model.predictor.context_size if o.search.length_norm else 1
+        score = o.search.normalised(log_prob, len(tokens) + loaded.model.predictor.context_size)
         pauses = merger.pauses() if o.pauses else None
-        return stripped([Hypothesis(tokens, frames, log_probs, log_prob, log_prob / scale, pauses)], removed)[0]
+        return stripped([Hypothesis(tokens, frames, log_probs, log_prob, score, pauses)], removed)[0]
 
     def __call__(self, group: Sequence[Cut]) -> RecognizedBatch:
         """Decode a batch of `plan_batches`. An error of one cut does not affect the others."""

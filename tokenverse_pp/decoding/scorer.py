@@ -332,10 +332,10 @@ class Scorer:
             gains, kept = self.bonus.walk(tokens)
             log_probs = [value - gain for value, gain in zip(log_probs, gains)]
             log_prob -= sum(gains)
-        scale = len(tokens) + self.contexts.size if self.options.length_norm else 1
+        score = self.options.normalised(log_prob + kept, len(tokens) + self.contexts.size)
         # Differences of rounded scores can be above 0 by a rounding error; a log-probability must not.
         bounded = np.minimum(log_probs, 0.0).tolist()
-        return Hypothesis(tuple(tokens), tuple(frames), tuple(bounded), log_prob, (log_prob + kept) / scale)
+        return Hypothesis(tuple(tokens), tuple(frames), tuple(bounded), log_prob, score)
 
 
 def bounded_exp(x: Tensor) -> Tensor:

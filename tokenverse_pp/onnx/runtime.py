@@ -231,8 +231,8 @@ class Runtime(Exported):
             merger.add(frame, frame + round(seconds / shift), best)
         tokens, frames, log_probs = merger.result()
         log_prob = sum(log_probs)
-        scale = len(tokens) + self.description.context_size if options.length_norm else 1
-        return stripped([Hypothesis(tokens, frames, log_probs, log_prob, log_prob / scale)], removed)[0]
+        score = options.normalised(log_prob, len(tokens) + self.description.context_size)
+        return stripped([Hypothesis(tokens, frames, log_probs, log_prob, score)], removed)[0]
 
     def search(
         self,

@@ -163,8 +163,8 @@ class Search:
         """The ``nbest`` hypotheses so far, without settled tokens; the best score first."""
         found = []
         for p in self.paths:
-            scale = self.settled + len(p.tokens) + self.contexts.size if self.options.length_norm else 1
-            found.append(Hypothesis(p.tokens, p.frames, p.log_probs, p.score, p.score / scale))
+            score = self.options.normalised(p.score, self.settled + len(p.tokens) + self.contexts.size)
+            found.append(Hypothesis(p.tokens, p.frames, p.log_probs, p.score, score))
         return sorted(found, key=lambda h: (-h.score, h.tokens))[: self.options.nbest]
 
     def _greedy(self, frames: np.ndarray) -> None:

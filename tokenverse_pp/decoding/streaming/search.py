@@ -392,8 +392,8 @@ class BeamMethod(Method):
             score, tail = float(memory.rows.score[0, k]), memory.tails[k]
             if self.bonus is not None:
                 score += self.bonus.at_end(int(memory.rows.earning[0, k]))
-            scale = memory.settled + len(tail) + self.context_size if self.options.length_norm else 1
-            return -score / scale, [token.id for token in tail]
+            score = self.options.normalised(score, memory.settled + len(tail) + self.context_size)
+            return -score, [token.id for token in tail]
 
         return min(memory.live, key=rank)
 
