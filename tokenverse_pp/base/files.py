@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -11,7 +12,7 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, Iterable, Iterator, Optional, Sequence, Union
+from typing import Any, Dict, Iterable, Iterator, Mapping, Optional, Sequence, Union
 
 from tokenverse_pp.base.errors import UserError, printable
 
@@ -231,6 +232,21 @@ def feed(digest: Any, path: PathLike) -> int:
             digest.update(block)
             size += len(block)
     return size
+
+
+def checksum(path: PathLike) -> Dict[str, Any]:
+    """Bytes and SHA-256 of a file."""
+    digest = hashlib.sha256()
+    return {"bytes": feed(digest, path), "sha256": digest.hexdigest()}
+
+
+def damage_of(path: Path, expected: Mapping[str, Any]) -> Optional[str]:
+    """Describe in one line how a file differs from the one with the `checksum` ``expected``; None if it does not."""
+    if not path.is_file():
+        return f"{path}: no such file"
+    if path.stat().st_size != expected["bytes"]:
+        return f"{path}: has {path.stat().st_size} bytes, {expected['bytes']} were written"
+    return f"{path}: damaged, its checksum differs" if checksum(path)["sha256"] != expected["sha256"] else None
 
 
 def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> str:

@@ -7,7 +7,6 @@ its files. Nothing in it is unpickled. `tokenverse_pp.models.bundle` loads model
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -20,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tokenverse_pp.base.errors import UserError, one_line
-from tokenverse_pp.base.files import feed
+from tokenverse_pp.base.files import checksum, damage_of
 from tokenverse_pp.data.distributed import sharded_like
 
 WEIGHTS = "model.safetensors"
@@ -92,12 +91,6 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
-def checksum(path: Path) -> Dict[str, Any]:
-    """Bytes and SHA-256 of a file."""
-    digest = hashlib.sha256()
-    return {"bytes": feed(digest, path), "sha256": digest.hexdigest()}
-
-
 def write_checksums(folder: Path) -> None:
     """Write the checksums of a folder's files into it."""
     sums = {path.name: checksum(path) for path in sorted(folder.iterdir()) if path.name != CHECKSUMS}
@@ -115,7 +108,9 @@ def damage(folder: Path, names: Iterable[str] = COMPLETE) -> Optional[str]:
         sums = json.loads(text)
         if text != json.dumps(sums, indent=1):
             raise ValueError("not as it was written")
-        expected = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in sums.items()}
+        expected = {
+            str(name): {"bytes": int(entry["bytes"]), "sha256": str(entry["sha256"])} for name, entry in sums.items()
+        }
     except FileNotFoundError:
         return f"{folder / CHECKSUMS}: no such file"
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
@@ -124,12 +119,9 @@ def damage(folder: Path, names: Iterable[str] = COMPLETE) -> Optional[str]:
         path = folder / name
         if name not in expected:
             return f"{path}: not among its checksums"
-        if Path(name).name != name or not path.is_file():
-            return f"{path}: no such file"
-        if path.stat().st_size != expected[name][0]:
-            return f"{path}: has {path.stat().st_size} bytes, {expected[name][0]} were written"
-        if checksum(path)["sha256"] != expected[name][1]:
-            return f"{path}: damaged, its checksum differs"
+        problem = damage_of(path, expected[name]) if Path(name).name == name else f"{path}: no such file"
+        if problem:
+            return problem
     return None
 
 

@@ -5,14 +5,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Union, get_args, get_origin, get_type_hints
 
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.files import feed, is_finite, json_of
+from tokenverse_pp.base.files import damage_of, is_finite, json_of
 
 # Third-party packages that the runtime imports; soundfile is only needed to read files.
 PACKAGES = ("onnxruntime", "numpy", "sentencepiece", "soundfile", "langcodes")
@@ -144,7 +143,11 @@ def read_folder(folder: Union[str, Path], check_files: bool = True, sherpa: bool
         raise UserError(f"{path}: damaged: {error}") from None
     if check_files:
         for name, entry in description.files.items():
-            _check_file(path.parent / name, entry)
+            if not {"bytes", "sha256"} <= set(entry):
+                raise UserError(f"{path}: damaged: no sum of {name}")
+            problem = damage_of(path.parent / name, entry)
+            if problem:
+                raise UserError(problem)
     return description
 
 
@@ -160,18 +163,3 @@ def _is_of(kind: Any, value: Any) -> bool:
     if kind is float:
         return is_finite(value)
     return kind is Any or (isinstance(value, kind) and (kind is bool or not isinstance(value, bool)))
-
-
-def _check_file(path: Path, entry: Dict[str, Any]) -> None:
-    try:
-        digest = hashlib.sha256()
-        size = feed(digest, path)
-        expected, told = entry["sha256"], entry["bytes"]
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file, and the exported model needs it") from None
-    except (KeyError, TypeError):
-        raise UserError(f"{path.parent / DESCRIPTION}: damaged: no sum of {path.name}") from None
-    if size != told:
-        raise UserError(f"{path}: has {size} bytes, {told} were written")
-    if digest.hexdigest() != expected:
-        raise UserError(f"{path}: damaged, its checksum differs")
