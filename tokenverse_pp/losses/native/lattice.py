@@ -68,31 +68,6 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
-def _full_boundary(batch: int, num_symbols: int, num_frames: int, device: torch.device) -> Tensor:
-    """The default boundary: every sequence fills its row; shape (B, 4), int64."""
-    row = torch.zeros(batch, 4, dtype=torch.int64, device=device)  # filled on the device: copying would wait for a GPU
-    row[:, 2], row[:, 3] = num_symbols, num_frames
-    return row
-
-
-def _check_boundary(boundary: Tensor, batch: int, num_symbols: int, num_frames: int) -> None:
-    """Raise ValueError for a boundary of a wrong shape or type, or outside of the tensors."""
-    if boundary.dtype != torch.int64 or boundary.shape != (batch, 4):
-        raise ValueError(
-            f"boundary should be an int64 tensor of shape ({batch}, 4), "
-            f"given {boundary.dtype} of shape {tuple(boundary.shape)}"
-        )
-    if triton_kernels(boundary) is not None:  # reading would wait for the GPU; the kernels stay inside of the tensors
-        return
-    begins, ends = boundary[:, :2], boundary[:, 2:]
-    limit = torch.tensor([num_symbols, num_frames], device=boundary.device)
-    if not bool(((begins >= 0) & (begins <= ends) & (ends <= limit)).all()):
-        raise ValueError(
-            f"boundary rows should be [begin_symbol, begin_frame, end_symbol, end_frame] with begin <= end, "
-            f"at most {num_symbols} symbols and {num_frames} frames; given {boundary.tolist()}"
-        )
-
-
 def checked_boundary(
     boundary: Optional[Tensor], batch: int, num_symbols: int, num_frames: int, device: torch.device
 ) -> Tensor:
@@ -102,8 +77,22 @@ def checked_boundary(
       ValueError: shape or type is wrong, or numbers are outside of the tensors (not checked for Triton).
     """
     if boundary is None:
-        return _full_boundary(batch, num_symbols, num_frames, device)
-    _check_boundary(boundary, batch, num_symbols, num_frames)
+        boundary = torch.zeros(batch, 4, dtype=torch.int64, device=device)
+        boundary[:, 2], boundary[:, 3] = num_symbols, num_frames  # on the device: copying would wait for a GPU
+        return boundary
+    if boundary.dtype != torch.int64 or boundary.shape != (batch, 4):
+        raise ValueError(
+            f"boundary should be an int64 tensor of shape ({batch}, 4), "
+            f"given {boundary.dtype} of shape {tuple(boundary.shape)}"
+        )
+    if triton_kernels(boundary) is None:  # reading would wait for the GPU; the kernels stay inside of the tensors
+        begins, ends = boundary[:, :2], boundary[:, 2:]
+        limit = torch.tensor([num_symbols, num_frames], device=boundary.device)
+        if not bool(((begins >= 0) & (begins <= ends) & (ends <= limit)).all()):
+            raise ValueError(
+                f"boundary rows should be [begin_symbol, begin_frame, end_symbol, end_frame] with begin <= end, "
+                f"at most {num_symbols} symbols and {num_frames} frames; given {boundary.tolist()}"
+            )
     return boundary
 
 
