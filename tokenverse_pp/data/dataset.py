@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import random
 import uuid
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
 
 import numpy as np
 import torch
@@ -65,10 +66,10 @@ def marked(cut: Cut, file: int, passes: int) -> Cut:
         number = next(i for i, track in enumerate(cut.tracks) if not isinstance(track.cut, PaddingCut))
         track = cut.tracks[number]
         tracks = [*cut.tracks]
-        tracks[number] = dataclasses.replace(track, cut=marked(track.cut, file, passes))
-        return dataclasses.replace(cut, tracks=tracks)
+        tracks[number] = replace(track, cut=marked(track.cut, file, passes))
+        return replace(cut, tracks=tracks)
     custom = {key: value for key, value in (cut.custom or {}).items() if key != PASS}
-    return dataclasses.replace(cut, custom=custom if mark is None else {**custom, PASS: mark})
+    return replace(cut, custom=custom if mark is None else {**custom, PASS: mark})
 
 
 def draw_id(cut: Cut) -> str:
@@ -318,15 +319,15 @@ def check_recording(cut: Cut, convert: bool = False) -> None:
         raise UserError(f"{source}: expected one channel, found {cut.num_channels}")
 
 
-class UnknownCounts(NamedTuple):
-    """The counts of `Unknown`."""
+@dataclass
+class UnknownCounts:
+    """What `Unknown` counts."""
 
-    tokens: int
-    unknown: int
-    cuts: int
-    first: List[str]
-    """Ids of the first cuts."""
-    characters: Dict[str, int]
+    tokens: int = 0
+    unknown: int = 0
+    cuts: int = 0
+    first: List[str] = field(default_factory=list)  # ids of the first cuts
+    characters: Counter = field(default_factory=Counter)
 
 
 class Unknown:
@@ -335,54 +336,46 @@ class Unknown:
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
         self.told: Set[str] = set()  # characters that `finish` has reported
+        self.counts = UnknownCounts()
         self._lacking: Dict[str, bool] = {}
-        self._start_over()
-
-    def _start_over(self) -> None:
-        self.tokens = self.unknown = self.cuts = 0
-        self.first: List[str] = []  # ids of the first cuts
-        self.characters: Dict[str, int] = {}
 
     def take(self) -> UnknownCounts:
         """Return the counts since the last call, and reset them."""
-        taken = UnknownCounts(self.tokens, self.unknown, self.cuts, self.first, self.characters)
-        self._start_over()
+        taken, self.counts = self.counts, UnknownCounts()
         return taken
 
     def put(self, taken: UnknownCounts) -> None:
         """Add the counts of this or another process."""
-        self.tokens += taken.tokens
-        self.unknown += taken.unknown
-        self.cuts += taken.cuts
-        self.first = (self.first + taken.first)[:NAMED]
-        for char, count in taken.characters.items():
-            self.characters[char] = self.characters.get(char, 0) + count
+        counts = self.counts
+        counts.tokens += taken.tokens
+        counts.unknown += taken.unknown
+        counts.cuts += taken.cuts
+        counts.first = (counts.first + taken.first)[:NAMED]
+        counts.characters.update(taken.characters)
 
     def add(self, cut_id: str, text: str, ids: Sequence[int]) -> None:
         """Count a target: its text with task tokens, and its token ids."""
-        self.tokens += len(ids)
+        self.counts.tokens += len(ids)
         if UNK_ID not in ids:
             return
-        self.unknown += sum(i == UNK_ID for i in ids)
-        self.cuts += 1
-        self.first += [cut_id] if len(self.first) < NAMED else []
         words = "".join(word for word in text.split() if not is_task_token(word))
         for char in set(words):
             if char not in self._lacking:
                 self._lacking[char] = UNK_ID in self.tokenizer.encode(char)
-            if self._lacking[char]:
-                self.characters[char] = self.characters.get(char, 0) + words.count(char)
+        lacking = Counter(char for char in words if self._lacking[char])
+        self.put(UnknownCounts(0, sum(i == UNK_ID for i in ids), 1, [cut_id], lacking))
 
     def describe(self) -> str:
         """One line with the share, the characters and the first cuts; empty if there is no ``<unk>``."""
-        if not self.unknown:
+        c = self.counts
+        if not c.unknown:
             return ""
-        lacking = sorted(self.characters, key=lambda char: (-self.characters[char], char))
+        lacking = sorted(c.characters, key=lambda char: (-c.characters[char], char))
         names = [f"{char!r} (U+{ord(char):04X})" for char in lacking]
-        cuts = "1 cut" if self.cuts == 1 else f"{self.cuts} cuts"
+        cuts = "1 cut" if c.cuts == 1 else f"{c.cuts} cuts"
         return (
-            f"{self.unknown} of {self.tokens} target tokens ({self.unknown / self.tokens:.2%}), in {cuts}, are <unk>: "
-            f"the vocabulary lacks {_some(names, len(names))}; first in {_some(self.first, self.cuts)}"
+            f"{c.unknown} of {c.tokens} target tokens ({c.unknown / c.tokens:.2%}), in {cuts}, are <unk>: "
+            f"the vocabulary lacks {_some(names, len(names))}; first in {_some(c.first, c.cuts)}"
         )
 
     def finish(self, option: str, say: Callable[[str], None], max_share: float = 1.0) -> None:
@@ -396,16 +389,16 @@ class Unknown:
         Raises:
             UserError: if the share is larger.
         """
-        line = self.describe()
-        if self.unknown > max_share * self.tokens:
+        line, counts = self.describe(), self.counts
+        if counts.unknown > max_share * counts.tokens:
             raise UserError(
                 f"--{option}: {line}; --data.max_unk_share={max_share:g} allows no more: bring the texts into the form "
                 "of those that the vocabulary was trained on, or use another --tokenizer.model"
             )
-        if set(self.characters) - self.told:
+        if set(counts.characters) - self.told:
             say(f"{option}: {line}")
-        self.told.update(self.characters)
-        self._start_over()
+        self.told.update(counts.characters)
+        self.take()
 
 
 def _some(names: Sequence[str], count: int) -> str:
