@@ -13,16 +13,16 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 import tokenverse_pp
 from tokenverse_pp.base.config import SAMPLE_RATE, ChunkOptions
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.files import check_links, replacing_folder
+from tokenverse_pp.base.files import check_links, checksum, replacing_folder
 from tokenverse_pp.base.options import ExportOptions
 from tokenverse_pp.decoding.hypothesis import CALIBRATION
 from tokenverse_pp.decoding.inactive import inactive_of
 from tokenverse_pp.models.bundle import ModelBundle
-from tokenverse_pp.models.checkpoint import checksum
 from tokenverse_pp.models.predictor import LstmPredictor
 from tokenverse_pp.onnx.folder import (
     AUDIO,
@@ -57,7 +57,7 @@ from tokenverse_pp.onnx.graphs import (
 )
 from tokenverse_pp.onnx.inputs import MAX_SAMPLES
 from tokenverse_pp.onnx.runtime import Exported, Runtime, StreamingRuntime
-from tokenverse_pp.onnx.sherpa_export import sherpa_readme, write_sherpa
+from tokenverse_pp.onnx.sherpa_export import write_sherpa
 from tokenverse_pp.tasks import task_options
 
 # Test cases: seconds of each utterance in a batch (single utterances, odd numbers of samples, very different lengths,
@@ -65,42 +65,6 @@ from tokenverse_pp.tasks import task_options
 BATCHES = ((1.0,), (0.51, 3.017, 1.2343), (6.3,), (2.0, 2.0), (0.3, 0.9))
 CHUNKS = (1, 2, 9)
 PAIRS, TOKENS = 64, 5
-
-README = """# An exported tokenverse_pp model
-
-{about}
-
-    python -m tokenverse_pp.runtime THIS_FOLDER recording.wav
-
-or
-
-    from tokenverse_pp.runtime import Runtime
-
-    print(Runtime("THIS_FOLDER").transcribe("recording.wav", tasks={tasks}).text)
-
-torch, lhotse and transformers are not needed. Install a wheel of tokenverse_pp (`make wheel` in a checkout writes it to
-`dist/`) without its requirements, and what it needs here (soundfile reads files; add soxr for other rates than 16 kHz):
-
-    pip install {packages} && pip install --no-deps tokenverse_pp-*.whl
-
-| file | contents | inputs | outputs |
-|---|---|---|---|
-| {encoder} | encoder | {inputs}, `lens` (N,) int64 samples, `active` (N, {columns}) float32 \
-| `frames` (N, T, {dim}), `frame_lens` (N,) |
-| {predictor} | predictor | {context} |
-| {joiner} | joiner | `frame` (M, {dim}), `state` (M, {dim}) | `logits` (M, {vocabulary}) |
-| tokenizer.model | SentencePiece vocabulary; id {blank} is the blank | | |
-| {description} | other data for decoding, checksums of the files, comparison with torch | | |
-
-`active` is 1 for each task to decode: {names}. A frame lasts {shift:g} s.
-"""
-
-STREAMING = """
-Streams: `{first}` takes the first chunk of {samples} samples of a stream, `{encoder}` all other chunks. Both take the
-states of the stream (names, shapes and types: `streaming.states` in {description}, zeros at the start) and `active`,
-and return `frames` and the new states, under the same names with `.next`. They share `{weights}`. In Python:
-`tokenverse_pp.runtime.StreamingRuntime`, `open`, `push`, `close`.
-"""
 
 
 def export_onnx(loaded: ModelBundle, output: Path, options: Optional[ExportOptions] = None) -> Description:
@@ -138,8 +102,7 @@ def _write(loaded: ModelBundle, folder: Path, options: ExportOptions) -> Descrip
         description.save(folder)  # the comparison reads the folder as users do
         description = replace(description, check=compare(loaded, folder, options.precision, options.chunks))
     description.save(folder)
-    text = readme(description) if options.form is None else sherpa_readme(description)
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    (folder / "README.md").write_text(readme(description), encoding="utf-8")
     return description
 
 
@@ -210,38 +173,22 @@ def _described(loaded: ModelBundle, options: ExportOptions) -> Description:
 
 
 def readme(d: Description) -> str:
-    """The README of an exported folder: how to use it, and its graphs with their shapes."""
-    languages = f", languages {', '.join(d.languages)}" if d.languages else ""
-    inputs = "`inputs` (N, S) float32 audio at 16 kHz"
-    if d.mel is not None:
-        inputs = f"`inputs` (N, {d.mel['bins']}, T') float32 log-mel (`tokenverse_pp.onnx.inputs`)"
-    files = {"encoder": ENCODER, "predictor": PREDICTOR, "joiner": JOINER, "description": DESCRIPTION}
-    text = README.format(
-        about=f"Tasks {', '.join(d.tasks)}{languages}; weights in {d.precision}; tokenverse_pp {d.tokenverse_pp}.",
-        packages=" ".join(PACKAGES),
-        tasks=d.tasks,
-        names=", ".join(d.tasks),
-        columns=len(d.tasks),
-        inputs=inputs,
-        dim=d.joiner_dim,
-        context=predictor_shapes(d),
-        vocabulary=d.vocab_size,
-        blank=d.blank,
-        shift=d.frame_shift,
-        **files,
+    """The README of an exported folder: how to use it, and its graphs with their shapes or what sherpa-onnx lacks."""
+    templates = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
-    if d.streaming is not None:
-        text += STREAMING.format(samples=d.streaming["chunk_samples"], first=FIRST, weights=WEIGHTS, **files)
-    return text
-
-
-def predictor_shapes(d: Description) -> str:
-    """Inputs and outputs of the predictor's graph, for `readme`."""
-    if d.lstm is None:
-        return f"`context` (M, {d.context_size}) int64 | `state` (M, {d.joiner_dim})"
-    layers, dim = d.lstm
-    states = f"`hidden` and `cell` (M, {layers}, {dim})"
-    return f"`token` (M,) int64, {states} | `state` (M, {d.joiner_dim}), `hidden.next`, `cell.next`"
+    languages = f", languages {', '.join(d.languages)}" if d.languages else ""
+    sets = [] if d.sherpa is None else (d.sherpa.get("prompts") or d.sherpa["sets"]).values()
+    return templates.get_template("readme.md.j2" if d.sherpa is None else "sherpa_readme.md.j2").render(
+        d=d,
+        about=f"Tasks {', '.join(d.tasks)}{languages}; weights in {d.precision}; tokenverse_pp {d.tokenverse_pp}",
+        packages=PACKAGES,
+        strips=d.vectors["inactive"] == "strip" and any(set(names) != set(d.tasks) for names in sets),
+    )
 
 
 def compare(loaded: ModelBundle, folder: Path, precision: str, chunks: Optional[ChunkOptions] = None) -> Dict[str, Any]:
