@@ -20,8 +20,8 @@ class Vocabulary:
     def id_of(self, symbol):
         return self.all.index(symbol)
 
-    def pieces(self, ids):
-        return [self.all[i] for i in ids]
+    def pieces(self, ids=None):
+        return self.all if ids is None else [self.all[i] for i in ids]
 
     def ids(self, text):
         return [self.all.index(piece) for piece in text.split()]

@@ -25,7 +25,7 @@ TASKS = build_tasks(
 PIECES = ["<blk>", "<unk>", *TASKS.symbols, "▁", "▁a", "▁b", "c"]
 
 
-VOCABULARY = SimpleNamespace(vocab_size=len(PIECES), id_of=PIECES.index, pieces=lambda ids: [PIECES[i] for i in ids])
+VOCABULARY = SimpleNamespace(vocab_size=len(PIECES), id_of=PIECES.index, pieces=lambda: PIECES)
 
 
 class Model:

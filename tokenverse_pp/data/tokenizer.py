@@ -6,7 +6,7 @@ import hashlib
 import importlib
 import io
 from pathlib import Path
-from typing import Any, Iterable, List, NamedTuple, Sequence, Tuple, Union
+from typing import Any, Iterable, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import sentencepiece as spm
@@ -123,9 +123,9 @@ class Tokenizer:
         """Ids -> text with task tokens."""
         return " ".join(text for text, _, _ in word_spans(self.pieces(ids)))
 
-    def pieces(self, ids: Sequence[int]) -> List[str]:
-        """The piece of each id, with ``▁`` where a word starts."""
-        return [self.processor.IdToPiece(int(i)) for i in ids]
+    def pieces(self, ids: Optional[Sequence[int]] = None) -> List[str]:
+        """The piece of each id (of all, in order), with ``▁`` where a word starts."""
+        return [self.processor.IdToPiece(int(i)) for i in (range(self.vocab_size) if ids is None else ids)]
 
     def id_of(self, symbol: str) -> int:
         """The id of a task token (raises UserError if it is not in the vocabulary)."""

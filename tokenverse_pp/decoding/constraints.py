@@ -225,7 +225,7 @@ def constraints_for(
             each.append(Spans(opening, closing))
     each.extend(_language_constraints(active_tasks, languages, force_language))
     ids = {symbol: tokenizer.id_of(symbol) for symbol in tasks.symbols}
-    pieces = tokenizer.pieces(range(tokenizer.vocab_size))
+    pieces = tokenizer.pieces()
     ids.update((piece, i) for i, piece in enumerate(pieces) if piece in (SPACE, UNKNOWN))
     compiled = compile_constraints(each, ids, tokenizer.vocab_size)
     first = [symbol for one in each if isinstance(one, StartsWith) for symbol in sorted(one.symbols)]

@@ -150,7 +150,7 @@ def language_model_for(options: SearchOptions, tokenizer: Tokenizer, tasks: Opti
     """
     path = Path(options.lm or "")
     files = lm_files(path)
-    pieces = tuple(tokenizer.pieces(range(tokenizer.vocab_size)))
+    pieces = tuple(tokenizer.pieces())
     written = languages_written(options, tasks)
     if path.is_dir():
         chosen = _files_of_languages(path, files, _languages(pieces, tasks))

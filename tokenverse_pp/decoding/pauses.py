@@ -260,6 +260,6 @@ def pause_reader_of(loaded: ModelBundle, search: SearchOptions) -> Optional[Paus
     if "endp" not in loaded.tasks:
         return None
     model, tokenizer = loaded.model, loaded.tokenizer
-    pieces = tokenizer.pieces(range(tokenizer.vocab_size))
+    pieces = tokenizer.pieces()
     joiner = biased_joiner(model.joiner, search, tokenizer)
     return PauseReader(model.predictor, joiner, search, pieces, tokenizer.id_of(Endpoint.token))

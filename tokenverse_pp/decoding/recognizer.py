@@ -135,7 +135,7 @@ class Recognizer:
         self.joiner = biased_joiner(loaded.model.joiner, options.search, loaded.tokenizer)
         self.calibration = read_calibration(loaded.folder)
         self.reader = self.active.reader
-        self.pieces = loaded.tokenizer.pieces(range(loaded.tokenizer.vocab_size))
+        self.pieces = loaded.tokenizer.pieces()
         if weights is None:
             weights = vector_weights(loaded, self.decoded, options.vector_scale)
         self.weights = weights.to(self.device)

@@ -48,7 +48,7 @@ def bonus_for(options: SearchOptions, tokenizer: Tokenizer, tasks: Optional[Task
     if not options.earns:
         return None
     if options.hotwords or options.length_bonus:
-        pieces = tokenizer.pieces(range(tokenizer.vocab_size))
+        pieces = tokenizer.pieces()
         phrases = hotword_phrases(options, tokenizer, languages_written(options, tasks))
         bonus = ContextGraph(phrases, pieces, options.length_bonus)
     if options.lm is None:

@@ -57,7 +57,7 @@ def spelled_as_before(config: Config) -> List[str]:
     vocabulary = _vocabulary_before(config)
     if vocabulary is None:
         return config.tasks.languages
-    tokens = [piece for piece in vocabulary.pieces(range(vocabulary.vocab_size)) if is_task_token(piece)]
+    tokens = [piece for piece in vocabulary.pieces() if is_task_token(piece)]
     by_tag = {canonical_tag(language_code(token)): language_code(token) for token in tokens}
     return [
         code if language_token(code) in tokens else by_tag.get(canonical_tag(code) or code, code)

@@ -91,7 +91,7 @@ class Exported:
         self.tasks: TaskSet = build_tasks(d.tasks, d.task_options)
         self.tokenizer = Tokenizer.load(self.folder / TOKENIZER)
         self.tokenizer.check(self.tasks)
-        self.pieces = self.tokenizer.pieces(range(self.tokenizer.vocab_size))
+        self.pieces = self.tokenizer.pieces()
         self.frame_shift = d.frame_shift
         self.calibration = read_calibration(self.folder)
         self.inactive: Inactive = d.vectors.get("inactive", "suppress")  # older exports have no entry

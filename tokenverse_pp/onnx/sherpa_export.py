@@ -170,7 +170,7 @@ def write_sherpa(loaded: ModelBundle, folder: Path, description: Description, op
     else:
         check_online(loaded, description, options)
         about.update(delay=DELAY, **{key: getattr(options.chunks, key) for key in ("chunk_ms", "left_chunks", "sinks")})
-    pieces = loaded.tokenizer.pieces(range(loaded.tokenizer.vocab_size))
+    pieces = loaded.tokenizer.pieces()
     choose = chosen_sets
     if options.form == "prompt":
         choose, pieces = prompt_sets, prompt_tokens(pieces)

@@ -94,8 +94,7 @@ def build_upload_model(loaded: ModelBundle, name: str, options: TranscribeOption
             kept.popitem(last=False)
         return found
 
-    size = loaded.tokenizer.vocab_size
-    ids = {piece: number for number, piece in enumerate(loaded.tokenizer.pieces(range(size)))}
+    ids = {piece: number for number, piece in enumerate(loaded.tokenizer.pieces())}
     model = UploadModel(name, loaded.tasks, options, recognizer_for, ids, inactive_of(loaded, options.inactive))
     recognizer_for(model.decoding(options))
     return model

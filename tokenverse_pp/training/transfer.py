@@ -406,7 +406,7 @@ def peers(old: Tokenizer, new: Tokenizer, tasks: TaskSet) -> Dict[int, List[int]
     does not change before the first step.
     """
     codes = tasks["lid"].symbols if "lid" in tasks else ()
-    known = {piece: i for i, piece in enumerate(old.pieces(range(old.vocab_size)))}
+    known = {piece: i for i, piece in enumerate(old.pieces())}
     found = {}
     for token in range(old.vocab_size, new.vocab_size):
         piece = new.pieces([token])[0]

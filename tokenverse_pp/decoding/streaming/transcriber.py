@@ -189,7 +189,7 @@ class StreamingTranscriber:
                 raise UserError("streaming option 'reset_at_endpoint': the model does not know the task 'endp'")
             self._endpoint = tokenizer.id_of(Endpoint.token)
         self.inactive = inactive_of(loaded, self.options.inactive)
-        pieces = tokenizer.pieces(range(tokenizer.vocab_size))
+        pieces = tokenizer.pieces()
         self.reader = WordReader(pieces, self.encoder.frame_shift, read_calibration(loaded.folder))
         self.opened = 0
         # A searcher is freed when no stream uses its options any more.
