@@ -246,6 +246,11 @@ class Transducer(nn.Module):
         # A transducer can lower its loss by predicting tokens from tokens; CTC sees the encoder alone.
         self.ctc = nn.Linear(c, vocab_size) if config.loss.ctc_scale > 0 else None
 
+    @property
+    def task_vectors(self) -> List[TaskVectors]:
+        """The modules of task vectors: none, one, or those of both places."""
+        return [vectors for vectors in (self.feature_vectors, self.encoder_vectors) if vectors is not None]
+
     def encode(
         self,
         inputs: Tensor,

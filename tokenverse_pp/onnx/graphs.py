@@ -216,9 +216,8 @@ def prepared(model: Transducer, given_mel: bool = True) -> Transducer:
                 setattr(parent, name, GivenMel(child))
             elif isinstance(child, PowerSpectrum):
                 setattr(parent, name, ProductSpectrum(child))
-    for vectors in (model.feature_vectors, model.encoder_vectors):
-        if vectors is not None:  # the runtime refuses combinations that were not trained; a graph cannot
-            vectors.trained.fill_(1)
+    for vectors in model.task_vectors:
+        vectors.trained.fill_(1)  # the runtime refuses combinations that were not trained; a graph cannot
     return model
 
 

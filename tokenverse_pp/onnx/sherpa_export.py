@@ -215,9 +215,8 @@ def chosen_sets(loaded: ModelBundle, options: ExportOptions, inactive: Inactive)
     for names in dict.fromkeys(named or [tasks.names]):
         selection = select(tasks, names, tokenizer, inactive)
         active = torch.tensor([tasks.mask(selection.decoded)], dtype=torch.float32)
-        for vectors in (loaded.model.feature_vectors, loaded.model.encoder_vectors):
-            if vectors is not None:
-                vectors(active)  # refuses combinations that were not trained
+        for vectors in loaded.model.task_vectors:
+            vectors(active)  # refuses combinations that were not trained
         others = [symbol for task in tasks.tasks if task.name not in selection.decoded for symbol in task.symbols]
         suppressed = [UNK_ID, *(tokenizer.id_of(symbol) for symbol in others)]
         end = ".onnx" if len(set(named)) < 2 else f"-{'-'.join(names)}.onnx"

@@ -95,9 +95,8 @@ class Validator:
         ``wer``, ``<task>_f1``, ``<task>_accuracy``: scores of a greedy search with each cut's labelled tasks.
         """
         model.eval()
-        for vectors in (model.feature_vectors, model.encoder_vectors):
-            if vectors is not None:  # training may use a combination of these cuts later, or never
-                vectors.refuses = False
+        for vectors in model.task_vectors:
+            vectors.refuses = False  # training may use a combination of these cuts later, or never
         names = self.dataset.tasks.names
         sums = [0.0] * (3 + 2 * len(names))  # pruned loss, frames, tokens; log-probabilities and tokens of each task
         records: List[Record] = []

@@ -345,9 +345,8 @@ class StreamingTranscriber:
             names, removed = select(known, tasks, self.loaded.tokenizer, self.inactive)
             constraints = searcher.constraints(names, languages if "lid" in tasks else None)
             active = torch.tensor(known.mask(names), dtype=torch.float32, device=self.encoder.device)
-            for vectors in (self.loaded.model.feature_vectors, self.loaded.model.encoder_vectors):
-                if vectors is not None:
-                    vectors(active[None])  # refuses a combination that was never trained
+            for vectors in self.loaded.model.task_vectors:
+                vectors(active[None])  # refuses a combination that was never trained
         return active, constraints, removed
 
     def _step(self, streams: Sequence[Stream], chunks: Sequence[Tensor], last: bool) -> List[Found]:
