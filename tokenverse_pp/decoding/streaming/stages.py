@@ -41,9 +41,9 @@ class ChunkPlace(NamedTuple):
 class Stage(ABC):
     """One stage of the encoder, for batches of streams whose chunks have the same number of frames."""
 
-    @abstractmethod
     def start(self) -> State:
-        """The state of one new stream."""
+        """The state of one new stream; empty by default."""
+        return {}
 
     @abstractmethod
     def step(self, x: Tensor, state: State, place: ChunkPlace) -> Tensor:
@@ -96,10 +96,6 @@ class Vectors(Stage):
     def __init__(self, vectors: Callable[[Tensor], Tensor]) -> None:
         self.vectors = vectors
 
-    def start(self) -> State:
-        """Nothing to keep."""
-        return {}
-
     def step(self, x: Tensor, state: State, place: ChunkPlace) -> Tensor:
         """See Stage."""
         return x + self.vectors(place.active)[:, None, :]
@@ -114,10 +110,6 @@ class Registers(Stage):
 
     def __init__(self, count: int) -> None:
         self.count = count
-
-    def start(self) -> State:
-        """Nothing to keep."""
-        return {}
 
     def step(self, x: Tensor, state: State, place: ChunkPlace) -> Tensor:
         """See Stage."""
