@@ -24,10 +24,9 @@ from lhotse.supervision import SupervisionSegment
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import PathLike, is_finite
-from tokenverse_pp.data.access import check_audio as audio_problems
 from tokenverse_pp.data.audio.pyav import TOLERANCE as AUDIO_TOLERANCE
 from tokenverse_pp.data.lines import CONTROL, NameSet
-from tokenverse_pp.data.manifests import ManifestRow, cut_of, read_cuts, read_rows, shortened
+from tokenverse_pp.data.manifests import ManifestRow, cut_of, read_rows, shortened
 from tokenverse_pp.tasks.base import TaskSet
 from tokenverse_pp.tasks.registry import REGISTRY
 from tokenverse_pp.tasks.transcript import FixedTurns, turns_of
@@ -108,14 +107,8 @@ def check_cut(cut: Cut, tasks: Optional[TaskSet] = None) -> List[str]:
     return [shortened(problem) for problem in problems or check_sources(cut, REGISTRY)]
 
 
-def find_problems(
-    cuts: Iterable[Cut], tasks: Optional[TaskSet] = None, check_audio: bool = False
-) -> Iterator[Tuple[str, str]]:
-    """Yield every problem of every cut as (cut id, problem), including ids that occur twice.
-
-    Args:
-        check_audio: decode all the audio as well (slow).
-    """
+def find_problems(cuts: Iterable[Cut], tasks: Optional[TaskSet] = None) -> Iterator[Tuple[str, str]]:
+    """Yield every problem of every cut as (cut id, problem), including ids that occur twice."""
     seen = NameSet()
     for number, cut in enumerate(cuts):
         if not isinstance(cut.id, str) or not cut.id or CONTROL.search(cut.id):
@@ -125,34 +118,23 @@ def find_problems(
             yield cut.id, "field 'id': another cut has it already"
         for problem in check_cut(cut, tasks):
             yield cut.id, problem
-        if check_audio:
-            for problem in audio_problems(cut):
-                yield cut.id, problem
 
 
-def validate_cuts(cuts: Union[PathLike, Iterable[Cut]], check_audio: bool = False, list_all: bool = False) -> None:
+def validate_cuts(cuts: Union[PathLike, Iterable[Cut]]) -> None:
     """Check cuts, or the manifest at a path, against the label schema.
 
-    Args:
-        check_audio: decode all the audio as well (slow).
-        list_all: put every problem into the message, one per line; otherwise the first and the number of others.
-
     Raises:
-        UserError: naming file (for a path), cut id and field.
+        UserError: naming file (for a path), cut id and field of the first problem, and the number of others.
     """
     prefix = ""
     if isinstance(cuts, (str, os.PathLike)):
-        prefix = f"{cuts}: "
-        cuts = read_cuts(cuts) if check_audio else (labelled_cut(row) for row in read_rows(cuts))
-    lines, count = [], 0
-    for cut_id, text in find_problems(cuts, None, check_audio):
+        prefix, cuts = f"{cuts}: ", (labelled_cut(row) for row in read_rows(cuts))
+    first, count = "", 0
+    for cut_id, text in find_problems(cuts):
+        first = first or f"{prefix}cut {cut_id}: {text}"
         count += 1
-        if list_all or count == 1:
-            lines.append(f"{prefix}cut {cut_id}: {text}")
-    if not lines:
-        return
-    more = f" (and {count - 1} more)" if count > len(lines) else ""
-    raise UserError("\n".join(lines) + more)
+    if count:
+        raise UserError(first + (f" (and {count - 1} more)" if count > 1 else ""))
 
 
 def _check_tasks(cut: Cut) -> List[str]:
