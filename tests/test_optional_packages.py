@@ -10,6 +10,7 @@ from tokenverse_pp.base.engine import EngineOptions, RayEngine
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.editing.entity_finders import SpacyEntities
 from tokenverse_pp.data.editing.stats import plot_stats
+from tokenverse_pp.evaluation.endpoints import SileroVad
 from tokenverse_pp.models.encoders.kinds import add_lora
 from tokenverse_pp.onnx.graphs import require_onnx
 from tokenverse_pp.onnx.runtime import open_graph
@@ -20,6 +21,7 @@ NEEDED = {
     "matplotlib": lambda folder: plot_stats({}, folder / "a.png"),
     "peft": lambda folder: add_lora(None, None),
     "spacy": lambda folder: SpacyEntities("fr_core_news_sm", 0.5),
+    "silero_vad": lambda folder: SileroVad(),
     "websockets": lambda folder: need_websockets(),
     "aiohttp": lambda folder: need_server(),
     "prometheus_client": lambda folder: need_server(),

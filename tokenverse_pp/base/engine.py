@@ -26,7 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, Callable, Deque, Dict, Iterable, Iterator, List, Literal, Optional, Sequence, Tuple
 
-from tokenverse_pp.base.errors import UserError, one_line
+from tokenverse_pp.base.errors import UserError, needing, one_line
 
 Line = Dict[str, Any]
 Compute = Callable[[Any], Any]
@@ -449,10 +449,8 @@ def _import_ray(address: str) -> Any:
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # the default of Ray 2.60, which warns unless it is set
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # as later versions do; else a warning
-    try:
+    with needing("--engine ray needs Ray", "ray"):
         import ray
-    except Exception as error:  # a broken installation may raise other errors than ImportError
-        raise UserError(f"--engine ray needs Ray ({one_line(error)}): pip install 'tokenverse_pp[ray]'") from None
     return ray
 
 

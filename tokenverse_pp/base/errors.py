@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from typing import Iterator
 
 # Control characters, and halves of surrogate pairs, which no terminal or file accepts.
 CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\ud800-\\udfff]")
@@ -40,3 +42,17 @@ def one_line(error: BaseException, limit: int = 200) -> str:
     """
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= limit else text[:limit] + ".."
+
+
+@contextlib.contextmanager
+def needing(what: str, extra: str) -> Iterator[None]:
+    """Import an optional package in the block; raise UserError if it is missing or broken.
+
+    Args:
+        what: the first words of the message, such as ``--plot needs matplotlib``.
+        extra: of tokenverse_pp, which installs the package.
+    """
+    try:
+        yield
+    except Exception as error:  # a broken installation may raise other errors than ImportError
+        raise UserError(f"{what} ({one_line(error)}): pip install 'tokenverse_pp[{extra}]'") from None

@@ -9,7 +9,7 @@ from typing import Any, List, Optional, Tuple
 import click
 
 from tokenverse_pp.base.config import ChunkOptions
-from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.errors import UserError, needing
 from tokenverse_pp.base.options import DecodeOptions
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.cli.options import (
@@ -174,13 +174,11 @@ def draw(path: Path, scores: Any) -> None:
     """Draw the curves (raises UserError if matplotlib is missing, or does not support the file's format)."""
     from tokenverse_pp.metrics.endpoints import frontier
 
-    try:
+    with needing("--plot needs matplotlib", "plots"):
         import matplotlib
 
         matplotlib.use("Agg")
         from matplotlib import pyplot
-    except ImportError as error:
-        raise UserError(f"{error.name} is not installed: pip install 'tokenverse_pp[plots]'") from error
     figure, axes = pyplot.subplots(figsize=(6, 4))
     curves = {"probability": scores.alone, "probability and silence": scores.gated, "silence alone": scores.silence}
     for label, points in curves.items():

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from lhotse.cut import Cut
 
-from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.errors import UserError, needing
 from tokenverse_pp.base.files import aligned
 from tokenverse_pp.base.options import DecodeOptions, StreamingOptions
 from tokenverse_pp.data.access import check_access
@@ -52,10 +52,8 @@ class SileroVad:
     """silero-vad through onnxruntime (raises UserError if silero-vad is not installed)."""
 
     def __init__(self) -> None:
-        try:
+        with needing("turns without word times need silero_vad", "endpoints"):
             from silero_vad import load_silero_vad
-        except ImportError as error:
-            raise UserError(f"{error.name} is not installed: pip install 'tokenverse_pp[endpoints]'") from error
         self.model = load_silero_vad(onnx=True)
 
     def probabilities(self, audio: np.ndarray) -> np.ndarray:

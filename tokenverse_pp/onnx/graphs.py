@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenverse_pp.base.config import SAMPLE_RATE, ChunkOptions
-from tokenverse_pp.base.errors import UserError, one_line
+from tokenverse_pp.base.errors import UserError, needing
 from tokenverse_pp.decoding.streaming.encoder import StreamingEncoder
 from tokenverse_pp.decoding.streaming.fronts import WhisperFront
 from tokenverse_pp.decoding.streaming.stages import ChunkPlace, Stage, State
@@ -183,12 +183,9 @@ def require_onnx() -> None:
     version = tuple(int(part) for part in torch.__version__.split(".")[:2])
     if version < (2, 5):
         raise UserError(f"export needs torch 2.5 or newer, here is {torch.__version__}")
-    try:
+    with needing("export needs onnx and onnxruntime", "onnx"):
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
-    except Exception as error:  # a broken installation may raise other errors than ImportError
-        said = f"export needs onnx and onnxruntime ({one_line(error)}): pip install 'tokenverse_pp[onnx]'"
-        raise UserError(said) from None
 
 
 def log_mel_of(model: Transducer) -> Optional[LogMel]:

@@ -11,7 +11,7 @@ from typing import Any, Dict, FrozenSet, List, Optional, Sequence, Tuple, Union
 import numpy as np
 
 from tokenverse_pp.base.config import SAMPLE_RATE
-from tokenverse_pp.base.errors import UserError, one_line
+from tokenverse_pp.base.errors import UserError, needing
 from tokenverse_pp.base.options import Inactive, check_windows
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.data.tokenizer import Tokenizer
@@ -45,11 +45,8 @@ def open_graph(path: Path, threads: int) -> Any:
     Raises:
         UserError: if onnxruntime is missing or cannot run the file.
     """
-    try:
+    with needing("tokenverse_pp.runtime needs onnxruntime", "onnx"):
         import onnxruntime
-    except Exception as error:  # a broken installation may raise other errors than ImportError
-        said = f"tokenverse_pp.runtime needs onnxruntime ({one_line(error)}): pip install 'tokenverse_pp[onnx]'"
-        raise UserError(said) from None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = threads
     options.log_severity_level = 3  # errors only

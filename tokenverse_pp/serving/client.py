@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from tokenverse_pp.base.config import SAMPLE_RATE
-from tokenverse_pp.base.errors import UserError, one_line
+from tokenverse_pp.base.errors import UserError, needing
 from tokenverse_pp.serving.access import is_loopback
 from tokenverse_pp.serving.protocol import TOO_BIG, Start, start_message, write_audio
 
@@ -33,20 +33,15 @@ PIECE_SECONDS = 0.5  # of audio per message
 
 def need_websockets() -> None:
     """Check that the client's package websockets is installed and new enough (raises UserError)."""
-    _need("websockets.asyncio.client", "streaming needs websockets >= 13")
+    with needing("streaming needs websockets >= 13", "serve"):
+        importlib.import_module("websockets.asyncio.client")
 
 
 def need_server() -> None:
     """Check that the packages of the server are installed (raises UserError)."""
     for name, least in (("aiohttp", "3.10"), ("prometheus_client", "0.17")):
-        _need(name, f"the server needs {name} >= {least}")
-
-
-def _need(module: str, what: str) -> None:
-    try:
-        importlib.import_module(module)
-    except Exception as error:  # a broken installation may raise other errors than ImportError
-        raise UserError(f"{what} ({one_line(error)}): pip install 'tokenverse_pp[serve]'") from error
+        with needing(f"the server needs {name} >= {least}", "serve"):
+            importlib.import_module(name)
 
 
 class ServerError(UserError):

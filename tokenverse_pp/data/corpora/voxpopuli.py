@@ -19,7 +19,7 @@ from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from lhotse.supervision import SupervisionSegment
 
-from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.errors import UserError, needing
 from tokenverse_pp.data.corpora.clips import (
     ORIGINAL,
     Clip,
@@ -293,10 +293,8 @@ def _slue_table(path: Path) -> Iterator[Union[Cells, LeftOutRow]]:
 
 def _slue_parquet(files: Sequence[Path], folder: Path) -> Iterator[Union[Cells, LeftOutRow]]:
     """Yield the rows of parquet files; their clips are written to ``folder``."""
-    try:
+    with needing(f"{files[0]}: needs the package pyarrow", "datasets"):
         from pyarrow import ArrowException, parquet
-    except ImportError:
-        raise UserError(f"{files[0]}: needs the package pyarrow: pip install 'tokenverse_pp[datasets]'") from None
     for path in files:
         number = 0
         try:

@@ -11,7 +11,7 @@ from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Se
 
 import regex
 
-from tokenverse_pp.base.errors import UserError, one_line
+from tokenverse_pp.base.errors import UserError, needing
 from tokenverse_pp.base.files import PathLike
 from tokenverse_pp.base.languages import casefold, primary_language
 from tokenverse_pp.data.lines import BLANKS, number_of, stray_control, text_lines
@@ -193,11 +193,8 @@ class SpacyEntities:
     """
 
     def __init__(self, name: str, confidence: float):
-        try:
+        with needing("entities from spaCy need it", "entities"):
             import spacy
-        except Exception as error:  # a broken installation may raise other errors than ImportError
-            said = f"entities from spaCy need it ({one_line(error)}): pip install 'tokenverse_pp[entities]'"
-            raise UserError(said) from None
         try:
             self.pipeline = spacy.load(name)
         except (OSError, ValueError, ImportError) as error:

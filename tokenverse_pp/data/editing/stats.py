@@ -11,7 +11,7 @@ from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tupl
 
 from lhotse.cut import Cut
 
-from tokenverse_pp.base.errors import UserError, one_line, printable
+from tokenverse_pp.base.errors import UserError, needing, printable
 from tokenverse_pp.base.files import PathLike, aligned, replacing
 from tokenverse_pp.data.access import check_audio, recording_files
 from tokenverse_pp.data.labels import check_cut, labelled_cut, labelled_tasks, machine_tasks
@@ -201,12 +201,10 @@ def plot_stats(stats: Dict[str, Any], path: PathLike) -> None:
     """
     if not str(path).endswith(".png"):
         raise UserError(f"{path}: a plot is named .png")
-    try:
+    with needing("--plot needs matplotlib", "plots"):
         from matplotlib import colormaps
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
-    except Exception as error:  # a broken installation may raise other errors than ImportError
-        raise UserError(f"--plot needs matplotlib ({one_line(error)}): pip install 'tokenverse_pp[plots]'") from None
     languages = {name: group for name, group in stats["languages"].items() if name != "all"}
     panels = [("language", languages)]
     if len(stats["corpora"]) > 1:

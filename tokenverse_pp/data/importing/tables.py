@@ -22,7 +22,7 @@ from typing import Any, Deque, Dict, Iterator, List, Optional, Sequence, Set, Tu
 import numpy as np
 import soundfile
 
-from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.errors import UserError, needing
 from tokenverse_pp.base.files import json_of, replacing, yaml_of
 from tokenverse_pp.data.audio.source import container_of
 from tokenverse_pp.data.importing.audio import AudioOut
@@ -361,10 +361,8 @@ def _each(data: Any) -> Iterator[Tuple[int, Union[Dict[str, Any], str]]]:
 
 
 def _load(source: Path, config: Optional[str], cache: str, only: Sequence[str]) -> Dict[str, Any]:
-    try:
+    with needing("--hf: needs the package datasets", "datasets"):
         import datasets
-    except ImportError:
-        raise UserError("--hf: needs the package datasets: pip install 'tokenverse_pp[datasets]'") from None
     options: Dict[str, Any] = {"cache_dir": cache}
     if is_hub_name(source):
         # What was downloaded stays in the library's own cache. Versions before 4 can run code of the data set.

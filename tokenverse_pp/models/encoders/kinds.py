@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoModel, Wav2Vec2FeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from tokenverse_pp.base.config import ChunkOptions, EncoderConfig
-from tokenverse_pp.base.errors import UserError, one_line
+from tokenverse_pp.base.errors import UserError, needing, one_line
 from tokenverse_pp.models.compat import float32_argument, quiet_transformers
 from tokenverse_pp.models.encoders.base import Backbone, Encoder, TrainedLayers, stack_frames, zero_padding
 from tokenverse_pp.models.encoders.chunks import ChunkGrid
@@ -440,11 +440,8 @@ def add_lora(backbone: Backbone, config: EncoderConfig, first: int = 0, last: Op
     Raises:
         UserError: peft is missing, the model is WavLM, or no layer is left.
     """
-    try:
+    with needing("--model.encoder.lora_rank: needs peft", "lora"):
         from peft import LoraConfig, inject_adapter_in_model
-    except Exception as error:  # an installed peft may fail with other errors than ImportError
-        said = f"--model.encoder.lora_rank: needs peft ({one_line(error)}): pip install 'tokenverse_pp[lora]'"
-        raise UserError(said) from None
     if type(backbone).__name__ == "WavLMBackbone":
         raise UserError("--model.encoder.lora_rank: WavLM's attention takes no adapters; use wav2vec2 or HuBERT models")
     numbers = "|".join(str(number) for number in range(first, len(backbone.layers) if last is None else last))
