@@ -64,13 +64,13 @@ class SileroVad:
         return np.array([self.model(window, SAMPLING_RATE).item() for window in windows])
 
 
-def silences(probabilities: Union[Sequence[float], np.ndarray], threshold: float = VAD_THRESHOLD) -> List[Span]:
+def silences(probabilities: Union[Sequence[float], np.ndarray]) -> List[Span]:
     """Return the stretches without speech between stretches of speech, in seconds.
 
     >>> silences([0.1, 0.9, 0.2, 0.3, 0.8, 0.1])
     [(0.064, 0.128)]
     """
-    speech = np.flatnonzero(np.asarray(probabilities) >= threshold)
+    speech = np.flatnonzero(np.asarray(probabilities) >= VAD_THRESHOLD)
     step = VAD_SAMPLES / SAMPLING_RATE
     return [(round((a + 1) * step, 3), round(b * step, 3)) for a, b in zip(speech, speech[1:]) if b > a + 1]
 

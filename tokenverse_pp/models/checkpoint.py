@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence
+from typing import Any, Dict, Iterator, List, Optional, Sequence
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -97,12 +97,8 @@ def write_checksums(folder: Path) -> None:
     (folder / CHECKSUMS).write_text(json.dumps(sums, indent=1), encoding="utf-8")
 
 
-def damage(folder: Path, names: Iterable[str] = COMPLETE) -> Optional[str]:
-    """Describe in one line what is damaged in a folder written by `write_folder`; None if intact.
-
-    Args:
-        names: files that must exist; all files with a checksum are verified.
-    """
+def damage(folder: Path) -> Optional[str]:
+    """Describe in one line what is damaged or missing in a checkpoint; None if all files have their checksums."""
     try:
         text = (folder / CHECKSUMS).read_text(encoding="utf-8")
         sums = json.loads(text)
@@ -115,7 +111,7 @@ def damage(folder: Path, names: Iterable[str] = COMPLETE) -> Optional[str]:
         return f"{folder / CHECKSUMS}: no such file"
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return f"{folder / CHECKSUMS}: damaged"
-    for name in [*(name for name in names if name not in expected), *expected]:
+    for name in [*(name for name in COMPLETE if name not in expected), *expected]:
         path = folder / name
         if name not in expected:
             return f"{path}: not among its checksums"
