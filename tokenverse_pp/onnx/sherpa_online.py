@@ -295,9 +295,17 @@ def compare_online(
         frames, *following = session.run(None, {"x": window[None], **states})
         states = dict(zip(states, following))
         found.append(frames[0, :, :-1])
+    return errors_of_stream(loaded, item, options, list(audio), found)
+
+
+def errors_of_stream(
+    loaded: ModelBundle, item: SherpaSet, options: ExportOptions, audio: List[np.ndarray], found: List[np.ndarray]
+) -> Dict[str, float]:
+    """Errors of the frames of each chunk of a stream, the dummy first, with the tasks of ``item`` (see above)."""
+    assert options.chunks is not None
     found[0] = found[0][1:]  # the dummy
     names = [name for name, is_active in zip(loaded.tasks.names, item.active[0].tolist()) if is_active]
-    expected = torch_stream(loaded, options.chunks, list(audio), names, registers=0)
+    expected = torch_stream(loaded, options.chunks, audio, names, registers=0)
     check_frames(found, expected)
     errors = errors_of(np.concatenate(found), np.concatenate(expected))
     check_agreement("encoder", errors, options.precision)

@@ -38,19 +38,10 @@ from tokenverse_pp.models.bundle import ModelBundle
 from tokenverse_pp.models.encoders.whisper import LEAST, WhisperBackbone
 from tokenverse_pp.models.transducer import Transducer
 from tokenverse_pp.onnx.folder import Description
-from tokenverse_pp.onnx.graphs import (
-    check_agreement,
-    check_frames,
-    describe,
-    errors_of,
-    prepared,
-    reduce_precision,
-    torch_stream,
-    trace,
-)
+from tokenverse_pp.onnx.graphs import describe, prepared, reduce_precision, trace
 from tokenverse_pp.onnx.runtime import open_graph
 from tokenverse_pp.onnx.sherpa_export import SherpaSet, chosen_sets
-from tokenverse_pp.onnx.sherpa_online import CHUNKS, DECODER, OnlineGraph, SherpaFront, mel_windows
+from tokenverse_pp.onnx.sherpa_online import CHUNKS, DECODER, OnlineGraph, SherpaFront, errors_of_stream, mel_windows
 
 NOP = "<nop>"
 LANGUAGE = re.compile(r"<[a-z]{2,3}(-[A-Z]{2})?>")  # pieces that sherpa-onnx leaves out of results of this type
@@ -294,12 +285,5 @@ def compare_prompt(
         states = dict(zip(states, following))
         for one, of_stream in zip(found, rows):
             one.append(of_stream[:-2, ::ROWS].T)
-    cases = []
-    for item, one in zip(sets, found):
-        one[0] = one[0][1:]  # the dummy
-        names = [name for name, is_active in zip(loaded.tasks.names, item.active[0].tolist()) if is_active]
-        expected = torch_stream(loaded, options.chunks, list(audio), names, registers=0)
-        check_frames(one, expected)
-        cases.append(errors_of(np.concatenate(one), np.concatenate(expected)))
-        check_agreement("encoder", cases[-1], options.precision)
+    cases = [errors_of_stream(loaded, item, options, list(audio), one) for item, one in zip(sets, found)]
     return {key: max(case[key] for case in cases) for key in cases[0]}
