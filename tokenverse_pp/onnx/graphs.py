@@ -36,7 +36,7 @@ from tokenverse_pp.decoding.streaming.encoder import StreamingEncoder
 from tokenverse_pp.decoding.streaming.fronts import WhisperFront
 from tokenverse_pp.decoding.streaming.stages import ChunkPlace, Stage, State
 from tokenverse_pp.models.bundle import ModelBundle
-from tokenverse_pp.models.encoders.base import Backbone
+from tokenverse_pp.models.encoders.base import Backbone, stacked_lens
 from tokenverse_pp.models.encoders.fbank import HOP, N_FFT, PREEMPHASIS, PowerSpectrum
 from tokenverse_pp.models.encoders.whisper import LogMel, WhisperBackbone
 from tokenverse_pp.models.predictor import LstmPredictor
@@ -65,7 +65,7 @@ class GivenMel(nn.Module):
 
     def frame_lens(self, lens: Tensor) -> Tensor:
         """Samples -> frames of 10 ms."""
-        return torch.div(lens + self.hop - 1, self.hop, rounding_mode="floor")
+        return stacked_lens(lens, self.hop)
 
     def forward(self, mel: Tensor, lens: Tensor, *_: Any) -> Tuple[Tensor, Tensor]:
         """Like `LogMel.forward`: (N, bins, T) and lens (N,) in samples -> (N, bins, T) unchanged, and frames (N,)."""

@@ -28,6 +28,7 @@ from tokenverse_pp.base.options import ExportOptions, Inactive
 from tokenverse_pp.data.tokenizer import UNK_ID
 from tokenverse_pp.decoding.inactive import select
 from tokenverse_pp.models.bundle import ModelBundle
+from tokenverse_pp.models.encoders.base import stacked_lens
 from tokenverse_pp.models.encoders.whisper import LogMel
 from tokenverse_pp.models.predictor import StatelessPredictor
 from tokenverse_pp.models.transducer import Transducer
@@ -92,7 +93,7 @@ class ProductLogMel(nn.Module):
 
     def frame_lens(self, lens: Tensor) -> Tensor:
         """Samples -> frames of 10 ms."""
-        return torch.div(lens + self.hop - 1, self.hop, rounding_mode="floor")
+        return stacked_lens(lens, self.hop)
 
     def forward(self, audio: Tensor, lens: Tensor) -> Tuple[Tensor, Tensor]:
         """Audio (1, S), lens (1,) = S -> (1, num_mel_bins, T), its lens (1,)."""

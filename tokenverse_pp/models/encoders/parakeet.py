@@ -10,7 +10,14 @@ from torch.nn import functional as F
 
 from tokenverse_pp.base.config import SAMPLE_RATE, ChunkOptions
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.models.encoders.base import Backbone, check_length, length_mask, seen_frames, zero_padding
+from tokenverse_pp.models.encoders.base import (
+    Backbone,
+    check_length,
+    length_mask,
+    seen_frames,
+    stacked_lens,
+    zero_padding,
+)
 from tokenverse_pp.models.encoders.chunks import ChunkGrid, chunk_mask
 from tokenverse_pp.models.encoders.conformer import ConformerLayer, layers_lookahead, visible_keys
 from tokenverse_pp.models.encoders.fbank import HOP, WINDOW, NemoMel
@@ -72,10 +79,7 @@ class ParakeetBackbone(Backbone):
 
     def frame_lens(self, lens: Tensor) -> Tensor:
         """Samples -> frames of 80 ms; 0 for an utterance without a frame of 10 ms."""
-        lens = self.mel.frame_lens(lens)
-        for _ in range(3):
-            lens = torch.div(lens + 1, 2, rounding_mode="floor")
-        return lens
+        return stacked_lens(self.mel.frame_lens(lens), self.factor)
 
     def embed(self, audio: Tensor, lens: Tensor, chunks: Optional[ChunkOptions] = None) -> Tensor:
         """See Backbone: the output of the strided convolutions and the projection."""

@@ -11,16 +11,11 @@ from torch.nn import functional as F
 from tokenverse_pp.base.config import SAMPLE_RATE, ChunkOptions
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.models.compat import scaled_dot_product_attention
-from tokenverse_pp.models.encoders.base import Backbone, attention_bias, check_length, zero_padding
+from tokenverse_pp.models.encoders.base import Backbone, attention_bias, check_length, stacked_lens, zero_padding
 from tokenverse_pp.models.encoders.chunks import ChunkGrid, chunk_mask
 from tokenverse_pp.models.encoders.whisper import LogMel
 
-
-def halved(lens: Tensor) -> Tensor:
-    """Mel frames of one window -> frames after three convolutions of stride 2; 0 for 0."""
-    for _ in range(3):
-        lens = torch.div(lens + 1, 2, rounding_mode="floor")
-    return lens
+STRIDE = 8  # of three convolutions
 
 
 class Qwen3Layer(nn.Module):
@@ -65,7 +60,7 @@ class Qwen3AsrBackbone(Backbone):
         self.log_mel = LogMel(config.num_mel_bins)
         self.log_mel.max_samples = 2**40  # unlike Whisper, any length
         self.hidden_size, self.window = config.d_model, 2 * config.n_window
-        self.window_frames = int(halved(torch.tensor(self.window)))
+        self.window_frames = int(stacked_lens(torch.tensor(self.window), STRIDE))
         self.window_samples = self.window * self.log_mel.hop
         self.own_chunks = ChunkGrid(config.n_window_infer // self.window * self.window_frames, 0, left_chunks=0)
         self.frame_shift = self.window_samples / self.window_frames / SAMPLE_RATE
@@ -75,7 +70,7 @@ class Qwen3AsrBackbone(Backbone):
         """Samples -> frames: 13 for each full second, plus those of the rest."""
         mel = self.log_mel.frame_lens(lens)
         windows = torch.div(mel, self.window, rounding_mode="floor")
-        return windows * self.window_frames + halved(mel - windows * self.window)
+        return windows * self.window_frames + stacked_lens(mel - windows * self.window, STRIDE)
 
     def grid(self, chunks: ChunkOptions, stack: int = 1) -> ChunkGrid:
         """See Backbone: a window's last frames see 12.5 ms of the next one, and belong to its chunk."""
