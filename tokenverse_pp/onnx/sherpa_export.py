@@ -347,7 +347,7 @@ ONLINE_USE = """Python:
     samples, rate = soundfile.read("call.wav", dtype="float32")  # one channel
     stream = recognizer.create_stream()
 {choose}    stream.accept_waveform(rate, samples)  # or piece by piece
-    stream.accept_waveform(rate, numpy.zeros(rate * {flush} // 1000, numpy.float32))  # or the last chunk is not heard
+    stream.accept_waveform(rate, numpy.zeros(rate * {flush} // 1000, numpy.float32))  # or the last chunk is not decoded
     stream.input_finished()
     while recognizer.is_ready(stream):
         recognizer.decode_stream(stream)
@@ -376,13 +376,13 @@ SETS = """- Choose tasks while it runs: a set of tasks is a constant of its grap
 SEVERAL = """The graphs share `{weights}`,
   which has to lie beside them in a folder: sherpa-onnx cannot read it from Android's assets."""
 CTC_LIMITS = """\
-{sets}- Search: the words are the best path of the CTC head, which hears less well than the transducer. No
+{sets}- Search: the words are the best path of the CTC head, which is less accurate than the transducer. No
   hotwords, no language models, no confidences.
 - Keep `[NE]` and `[/NE]` in pairs, one language token, or a language that is known: nothing constrains the order of
   tokens. `from_sherpa` reads what is well-formed, and drops the rest.
 {longest}"""
 ONLINE_LIMITS = """\
-{sets}- Hear exactly what the model was trained with: its frames are 5 ms later than Whisper's. Times are late by a
+{sets}- Compute exactly the model's log-mel: its frames are 5 ms later than Whisper's. Times are late by a
   frame of 40 ms besides, which `from_sherpa` subtracts.
 - Write the whole of a task token at the start of `text`: streams leave out its bracket (`CS] to ..`), as they do with
   punctuation. `tokens`, which `from_sherpa` reads, are whole.
@@ -390,8 +390,8 @@ ONLINE_LIMITS = """\
   tokens. `from_sherpa` reads what is well-formed, and drops the rest{strip}.
 """
 PROMPT_LIMITS = """\
-- Hear exactly what the model was trained with: its log-mel is another one, 5 ms later and with pre-emphasis, of which
-  the encoder makes Whisper's but for frequencies below 100 Hz. Times are late by a frame of 40 ms besides, which
+- Compute exactly the model's log-mel: its own is 5 ms later and has pre-emphasis. The encoder computes Whisper's from
+  it, except for frequencies below 100 Hz. Times are late by a frame of 40 ms besides, which
   `from_sherpa` subtracts.
 - Write the whole of a task token at the start of `text`: streams leave out its bracket (`CS] to ..`), as they do with
   punctuation. `tokens`, which `from_sherpa` reads, are whole.

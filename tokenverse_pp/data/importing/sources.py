@@ -43,8 +43,8 @@ class ImportOptions:
     kaldi: Optional[Path] = None
     """Kaldi data folder."""
     hf: Optional[Path] = None
-    """Hugging Face data set: a folder (save_to_disk, audiofolder, parquet), or a name on the hub (owner/name) to
-    download."""
+    """Hugging Face data set: a folder (save_to_disk, parquet), or a name on the hub (owner/name) to download. An
+    audiofolder is a table: --table metadata.csv --column audio=file_name."""
     hf_config: Optional[str] = None
     """Configuration of the Hugging Face data set, if there are several."""
     hf_split: Optional[str] = None
