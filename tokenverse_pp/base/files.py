@@ -185,6 +185,9 @@ def yaml_of(text: str) -> Any:
     try:
         data = yaml.safe_load(text)
         _count(data, 0)
+    except yaml.MarkedYAMLError as error:
+        where = f" in line {error.problem_mark.line + 1}" if error.problem_mark is not None else ""
+        raise UserError(f"not YAML: {error.problem or error.context}{where}") from None
     except yaml.YAMLError as error:
         raise UserError(f"not YAML: {str(error).splitlines()[0]}") from None
     except RecursionError:
