@@ -32,7 +32,7 @@ from tokenverse_pp.data.lines import MAX_LINE, number_of, raw_lines, text_of
 from tokenverse_pp.data.manifests import reason_of
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
-JSON_LINES = (".jsonl", ".ndjson")
+JSON_LINES = (".jsonl", ".ndjson", ".json")  # NeMo's manifests end in .json
 _ENDING = re.compile(r"\.[A-Za-z0-9]{2,5}$")  # file extension
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 MOST_LINES = 1000  # maximum lines of one CSV row, whose quoted cells may contain line ends
