@@ -121,6 +121,12 @@ def test_a_header_that_cannot_be_read_ends_the_import(tmp_path, data, reason):
     assert reason in str(error.value)
 
 
+def test_columns_without_a_name_are_no_fields(tmp_path):
+    """Spreadsheets write them after the last column."""
+    [row] = rows_of(tmp_path / "T.csv", "audio,text,,\na.wav,oui,,\n")
+    assert (row.audio, row.text) == ("a.wav", "oui")
+
+
 @pytest.mark.parametrize("delimiter", ["", "ab", '"', "\n", "\r"])
 def test_delimiters_that_are_none(audio_dir, tmp_path, delimiter):
     (tmp_path / "T.txt").write_text("audio;text\na.wav;oui\n")

@@ -109,7 +109,8 @@ def _delimited_rows(path: Path, fields: FieldMap, stem: str, delimiter: str) -> 
             if record.problem is not None:
                 raise UserError(f"{place}: expected a header line with the names of the columns: {record.problem}")
             header = records.columns = record.cells
-            twice = next((name for name in header if header.count(name) > 1), None)
+            # Spreadsheets write several columns without a name.
+            twice = next((name for name in header if name and header.count(name) > 1), None)
             if twice is not None:
                 raise UserError(f"{place}: column {twice!r} is there twice")
             fields.check(header, str(path))
