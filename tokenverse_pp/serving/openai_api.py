@@ -306,7 +306,7 @@ def _segment(number: int, part: Turn, transcript: Transcript, piece_ids: Mapping
         "temperature": 0.0,
         "avg_logprob": sum(math.log(max(word.confidence or 0.0, 1e-10)) for word in words) / len(words),
         "compression_ratio": len(data) / len(zlib.compress(data)),
-        "no_speech_prob": None,  # a transducer has none
+        "no_speech_prob": 0.0,  # a transducer has none, and clients compare it with a number
     }
     return {**segment, "turn": part.number} if "scd" in transcript.tasks else segment
 
