@@ -306,7 +306,9 @@ def _sentence(lines: List[Tuple[Place, str]], error: Optional[str], layout: _Lay
             if len(cells) < 2:
                 raise BadRow(f"line {where.line}: expected a token and its tag")
             if len(cells) != layout.columns:
-                raise BadRow(f"line {where.line}: expected {layout.columns} columns, as most lines have, found {len(cells)}")
+                raise BadRow(
+                    f"line {where.line}: expected {layout.columns} columns, as most lines have, found {len(cells)}"
+                )
         for first, end, kind in bio_spans(cells[-1] for _, cells in tokens):
             spans.append((starts[first], starts[end - 1] + len(tokens[end - 1][1][0]), kind))
     except UserError as problem:
