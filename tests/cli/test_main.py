@@ -92,6 +92,8 @@ def test_stats(manifest, tmp_path):
         (UserError("cut c: no"), "cut c: no"),
         (FileNotFoundError(2, "No such file or directory", "x.flac"), "x.flac: No such file or directory"),
         (OSError(28, "No space left on device"), "No space left on device"),
+        (UnicodeEncodeError("charmap", "да", 0, 2, "no such character"), "has no '\\u0434\\u0430': set PYTHONUTF8=1"),
+        (UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed"), None),
     ],
 )
 def test_errors_the_user_can_mend_are_a_line_and_others_keep_their_traceback(error, said):

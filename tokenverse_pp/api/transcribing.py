@@ -31,7 +31,7 @@ def decode_options(options: TranscribeOptions, known: TaskSet) -> DecodeOptions:
     for name in names:
         if name not in known:
             raise UserError(f"tasks: {name!r} is not a task of this model, which knows {', '.join(known.names)}")
-    options.check_precision()
+    options.check()
     tasks = known.subset(names or known.names).names
     return DecodeOptions(
         search_options(options, "lid" in tasks),

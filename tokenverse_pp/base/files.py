@@ -40,7 +40,11 @@ def replacing(path: PathLike) -> Iterator[Path]:
     """Yield a temporary path beside ``path`` to write to; it is renamed to ``path`` if the block ends without an error.
 
     It keeps the endings (``.jsonl.gz``), since libraries depend on them. Parent folders are created. After an error it
-    is removed, and ``path`` is not changed. For a URL, the file is uploaded when the block ends.
+    is removed, and ``path`` is not changed. For a URL, the file is uploaded when the block ends; to a device or pipe
+    (``/dev/null``, ``/dev/stdout``) its content is written.
+
+    Raises:
+        UserError: ``path`` is a folder, or names no file.
     """
     url = url_of(path)
     if url is not None:
@@ -52,6 +56,15 @@ def replacing(path: PathLike) -> Iterator[Path]:
             upload(temporary, url)
         return
     target = Path(path)
+    if not target.name or target.is_dir():
+        raise UserError(f"{str(path) or repr('')}: expected a file to write, found a folder")
+    if _is_special(target):  # root would replace the device by a file
+        with tempfile.TemporaryDirectory(prefix="tokenverse_pp-") as folder:
+            temporary = Path(folder) / target.name
+            yield temporary
+            with open(temporary, "rb") as source, open(target, "wb") as sink:
+                shutil.copyfileobj(source, sink)
+        return
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{os.getpid()}.{target.name}")
     try:
@@ -59,6 +72,12 @@ def replacing(path: PathLike) -> Iterator[Path]:
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _is_special(path: Path) -> bool:
+    """Whether a path is a device or a pipe, or a link to an open file such as ``/dev/stdout``."""
+    is_open_file = path.is_symlink() and path.parent.resolve().parts[1:2] in (("dev",), ("proc",))
+    return is_open_file or (path.exists() and not path.is_file())
 
 
 @contextlib.contextmanager
@@ -185,6 +204,9 @@ def yaml_of(text: str) -> Any:
     try:
         data = yaml.safe_load(text)
         _count(data, 0)
+    except yaml.MarkedYAMLError as error:
+        where = f" in line {error.problem_mark.line + 1}" if error.problem_mark is not None else ""
+        raise UserError(f"not YAML: {error.problem or error.context}{where}") from None
     except yaml.YAMLError as error:
         raise UserError(f"not YAML: {str(error).splitlines()[0]}") from None
     except RecursionError:

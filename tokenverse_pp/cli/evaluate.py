@@ -51,6 +51,7 @@ def compare(first: str, second: str, cuts: str, by_corpus: bool, resamples: int,
     difference contains 0, these utterances cannot tell A from B. Types of entities count, unless A or B writes [NE].
     """
     # lhotse and torch take seconds to import; `--help` does not need them.
+    from tokenverse_pp.base.errors import UserError
     from tokenverse_pp.base.files import aligned, write_json
     from tokenverse_pp.data.hypotheses import read_hypotheses
     from tokenverse_pp.data.labels import validate_cuts
@@ -68,6 +69,8 @@ def compare(first: str, second: str, cuts: str, by_corpus: bool, resamples: int,
         if ids is not None:
             ids.append(cut.id)
     found = {name: compare_decodings([a], [b], ids, resamples) for name, ids in groups.items()}
+    if not found["all"]:
+        raise UserError(f"{cuts}: no cut is labelled for a task that both decoded, so there is nothing to compare")
     rows = [["metric", "cuts of", "A %", "95%", "B %", "95%", "A - B", "95%", "cuts"]]
     for name, metrics in found.items():
         for metric, c in metrics.items():

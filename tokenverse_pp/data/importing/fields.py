@@ -152,6 +152,7 @@ def _is_space(char: str) -> bool:
 TEXTS = ("id", "audio", "recording", "channel", "text", "speaker", "language")
 NAMES = (*TEXTS, "start", "end", "duration", "entities", "endpoint", "tasks")
 FIRST = ("audio", "recording", "channel")
+BEGINS = ("offset", "onset", "begin", "start_time", "start_sec", "start_s")  # columns that are the start elsewhere
 CUSTOM = "custom."  # custom.NAME: a custom field of the supervision, for a task that is not built in
 TRUE, FALSE = ("true", "yes", "1", "t", "y"), ("false", "no", "0", "f", "n")
 
@@ -193,6 +194,13 @@ class FieldMap:
         if missing:
             raise UserError(f"{file}: no column {missing[0]!r} (--column); found {', '.join(found) or 'none'}")
         fields = self.over(found)
+        begin = next((column for column in BEGINS if column in found), None)
+        for name in ("duration", "end"):
+            if name in fields and "start" not in fields and begin is not None and begin not in fields.values():
+                raise UserError(
+                    f"{file}: column {fields[name]!r} is the {name}, and no column the start: name it, "
+                    f"--column start={begin}, or leave the {name} out, --column {name}="
+                )
         needed = {}
         if "audio" not in fields and "recording" not in fields:
             needed["audio"] = "audio (a path) or recording (a name)"
