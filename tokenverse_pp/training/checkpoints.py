@@ -355,9 +355,11 @@ def average(folders: Sequence[Path]) -> Dict[str, Tensor]:
     """The mean of the weights of several checkpoints, summed in float64; other tensors are those of the last one.
 
     Raises:
-        UserError: the tensors of a checkpoint differ from those of the last one.
+        UserError: a checkpoint is damaged, or its tensors differ from those of the last one.
     """
     assert folders, "no checkpoint to average"
+    for folder in folders:
+        checkpoint.check_model(folder, (checkpoint.WEIGHTS,))
     last = checkpoint.read_tensors(folders[-1] / checkpoint.WEIGHTS)
     total = {k: torch.zeros_like(v, dtype=torch.float64) for k, v in last.items() if v.is_floating_point()}
     for folder in folders:
@@ -414,12 +416,14 @@ def average_between(start: Path, end: Path) -> Dict[str, Tensor]:
     ``average_checkpoints_with_averaged_model``. Steps are counted in whole periods.
 
     Raises:
-        UserError: a checkpoint has no running average (``training.average_period`` was 0), or other tensors.
+        UserError: a checkpoint has no running average (``training.average_period`` was 0) or other tensors, or is
+            damaged.
     """
     means, steps = [], []
     for folder in (start, end):
         if not (folder / checkpoint.AVERAGE).is_file():
             raise UserError(f"{folder}: no running average: the run had --training.average_period=0")
+        checkpoint.check_model(folder, (checkpoint.AVERAGE, *([checkpoint.WEIGHTS] if folder == end else [])))
         means.append(checkpoint.read_tensors(folder / checkpoint.AVERAGE))
         state = checkpoint.read_state(folder)
         steps.append(state["step"] - state["step"] % state["average_period"])
