@@ -16,7 +16,7 @@ import yaml
 
 from tokenverse_pp.base.config import Config, DataConfig, EncoderConfig, StreamingConfig, TasksConfig, VectorsConfig
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.files import yaml_of
+from tokenverse_pp.base.files import write_text, yaml_of
 from tokenverse_pp.base.languages import canonical_tag, language_problem
 from tokenverse_pp.base.option_help import nested_option_help
 
@@ -228,7 +228,7 @@ def options_of(section: Any, where: str = "") -> Iterator[Tuple[str, Any, datacl
 
 def save_config(config: Config, path: Union[str, Path]) -> None:
     """Write the resolved configuration as YAML."""
-    Path(path).write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False), encoding="utf-8")
+    write_text(path, yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
 
 
 def load_config(path: Union[str, Path]) -> Config:

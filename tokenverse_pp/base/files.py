@@ -8,10 +8,11 @@ import math
 import os
 import re
 import shutil
+import socket
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, Iterable, Iterator, Optional, Sequence, Union
+from typing import IO, Any, Iterable, Iterator, Optional, Sequence, Union
 
 from tokenverse_pp.base.errors import UserError, printable
 
@@ -92,6 +93,32 @@ def locked(folder: PathLike) -> Iterator[None]:
 
             fcntl.flock(file, fcntl.LOCK_EX)  # until the file is closed
         yield
+
+
+def claimed(path: PathLike) -> IO[bytes]:
+    """Lock a file for this process, until the result is closed or the process ends; write into it who holds it.
+
+    If there are no such locks (as for `locked`), the file is only written.
+
+    Raises:
+        UserError: another process holds the lock.
+    """
+    file = open(path, "a+b", buffering=0)
+    try:
+        import fcntl
+
+        # Not flock: its locks are inherited, so workers of a killed process might hold them for a while.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        with file:
+            file.seek(0)
+            holder = file.read().decode("utf-8", "replace")
+        raise UserError(f"{path}: held by {printable(holder) or 'another process'}") from None
+    except (ImportError, OSError):
+        pass
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+    return file
 
 
 def temporary_folder(path: PathLike) -> Path:

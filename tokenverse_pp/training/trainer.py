@@ -101,9 +101,12 @@ class Trainer:
         Args:
             stop: if it asks any rank to stop, all ranks save a checkpoint after the step, and return None.
         """
-        with stop or StopRequest() as self.stop:
-            self._train()
-        return None if self.stopped else self.finish()
+        try:
+            with stop or StopRequest() as self.stop:
+                self._train()
+            return None if self.stopped else self.finish()
+        finally:
+            self.saver.release()
 
     def _train(self) -> None:
         """The loop of `run`."""
