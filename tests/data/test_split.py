@@ -208,6 +208,18 @@ def test_first_and_random(manifest):
     assert set(ids(manifest, cuts=5, at_random=True)) < set(drawn)  # a larger subset holds the smaller one
 
 
+@pytest.mark.parametrize("words", [("subset", "--task", "ner"), ("label", "--drop", "ner"), ("label", "--only", "asr")])
+def test_what_takes_away_does_not_replace_its_own_input(manifest, words):
+    before = manifest.read_bytes()
+    (manifest.parent / "link.jsonl.gz").symlink_to(manifest)
+    for output in (manifest, manifest.parent / "link.jsonl.gz"):
+        result = run("manifest", words[0], manifest, output, *words[1:])
+        assert result.exit_code == 2 and f"{output}: is CUTS itself, which would lose" in result.stderr
+    assert manifest.read_bytes() == before
+    assert run("manifest", "label", manifest, manifest, "--drop", "endp", "--only", "asr").exit_code == 2
+    assert run("manifest", "label", manifest, manifest, "--add", "lid").exit_code == 0
+
+
 def test_keep_labels(manifest, tmp_path):
     output = tmp_path / "partly.jsonl.gz"
     result = run("manifest", "subset", manifest, output, "--keep-labels", "ner=0.3", "--keep-labels", "lid=0")
