@@ -41,7 +41,8 @@ class AudioOut:
         if not self._made:
             if os.path.lexists(self.path) and not self.kept:
                 raise UserError(
-                    f"--audio-out: {self.path} is there already, perhaps from an earlier import: remove it or name another"
+                    f"--audio-out: {self.path} is there already, perhaps from an earlier import: "
+                    "remove it or name another folder"
                 )
             self.path.mkdir(parents=True, exist_ok=self.kept)
             self._made = True
