@@ -157,6 +157,8 @@ def test_keys_with_commas_and_a_key_that_no_cut_has(tmp_path):
         result = run("manifest", "split", path, tmp_path / "no", *shares, "--by", by, "--allow-missing")
         assert result.exit_code == 2 and f"no cut has a {by.split(',')[-1]}: expected speaker, text" in result.stderr
         assert not (tmp_path / "no").exists()
+    result = run("manifest", "split", write(tmp_path, cuts[:1]), tmp_path / "no", *shares)
+    assert result.exit_code == 2 and "1 cuts for 2 sets (train, dev): expected one for each" in result.stderr
 
 
 def test_sets_that_exist_are_kept(tmp_path):

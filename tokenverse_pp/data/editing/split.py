@@ -175,13 +175,16 @@ def split_manifest(
     Raises:
         UserError: see `KeyRule.keys` and `assign`, and for a custom field that no cut has. Then nothing is written.
     """
-    groups, unseen = Groups(), set(rule.kinds) - set(KINDS)
+    groups, unseen, count = Groups(), set(rule.kinds) - set(KINDS), 0
     for row in read_rows(path, bar):
+        count += 1
         keys = rule.keys(row)
         groups.join(keys, duration_of(row) / SECONDS_PER_HOUR)
         unseen.difference_update(kind for kind, _ in keys)
     if unseen:  # most likely misspelt: with `allow_missing`, the sets would share what they must not
         raise UserError(f"{path}: no cut has a {min(unseen)}: expected {', '.join(KINDS)} or a custom field")
+    if count < len(shares):
+        raise UserError(f"{path}: {count} cuts for {len(shares)} sets ({', '.join(shares)}): expected one for each")
     names = list(shares)
     chosen = assign(groups.hours(), list(shares.values()), seed)
     counts = {name: {"cuts": 0, "hours": 0.0, "groups": 0} for name in names}
