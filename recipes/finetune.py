@@ -115,12 +115,15 @@ def main(context: click.Context, output_dir: Path, model: str, by: str, **given:
 
 def import_and_split(manifest: Path, files: Dict[str, Path], options: ImportOptions, rule: KeyRule) -> None:
     """Write the cuts of the sets; leave nothing of an import that cannot be split, which would block the next one."""
+    audio = audio_folder(manifest, options)
+    kept = audio.exists()  # not of this import, which then had nothing to write there
     import_manifest(manifest, options, say=click.echo)
     try:
         split_manifest(manifest, files, SHARES, rule, seed=0)
     except UserError:
         manifest.unlink()
-        shutil.rmtree(audio_folder(manifest, options), ignore_errors=True)
+        if not kept:
+            shutil.rmtree(audio, ignore_errors=True)
         raise
 
 

@@ -1,6 +1,7 @@
 """recipes/finetune.py: from a table of clips to a model that is better on them, in one command."""
 
 import csv
+import dataclasses
 import json
 from pathlib import Path
 
@@ -94,6 +95,10 @@ def test_an_import_that_cannot_be_split_does_not_block_the_next(finetune, tmp_pa
         with pytest.raises(UserError, match=said):
             finetune.import_and_split(mine / "cuts.jsonl.gz", files, options, KeyRule((kind,)))
         assert not list(mine.iterdir())
+    kept = dataclasses.replace(options, audio_out=tmp_path, sampling_rate=None)  # a folder that nothing is written to
+    with pytest.raises(UserError, match="no speaker"):
+        finetune.import_and_split(mine / "cuts.jsonl.gz", files, kept, KeyRule(("speaker",)))
+    assert table.is_file() and not list(mine.iterdir())
     finetune.import_and_split(mine / "cuts.jsonl.gz", files, options, KeyRule(("text",)))
     assert all(path.is_file() for path in files.values()) and (mine / "cuts_audio").is_dir()
 
