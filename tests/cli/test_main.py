@@ -48,6 +48,8 @@ def test_score_writes_and_prints(manifest, tmp_path):
     assert scores["wer"]["all"]["wer"] == 0.5 and scores["lid"]["accuracy"] == 1
     assert "50.0" in result.output and "accuracy 100.0 %" in result.output
     assert [file.name for file in output.parent.iterdir()] == ["scores.json"]
+    piped = run("score", "--cuts", manifest, "--hyps", tmp_path / "hyps.jsonl")  # the names of the other commands
+    assert piped.exit_code == 0 and piped.stdout == result.stdout
 
 
 def test_score_with_bad_input_writes_nothing(manifest, tmp_path):

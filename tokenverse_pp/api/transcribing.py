@@ -63,7 +63,8 @@ def search_options(options: TranscribeOptions, has_language: bool) -> SearchOpti
 
 
 def _tuple(names: Optional[Names]) -> Tuple[str, ...]:
-    return (names,) if isinstance(names, str) else tuple(names or ())
+    """Names, or one text of them with commas, as on the command line."""
+    return tuple(name.strip() for name in names.split(",")) if isinstance(names, str) else tuple(names or ())
 
 
 Item = Union[Heard, Refused]

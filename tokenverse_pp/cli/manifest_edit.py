@@ -87,6 +87,8 @@ def label(
     finder = _finder(pipeline, gazetteer, match_case, confidence)
     if finder is None and change == LabelChange(overwrite=change.overwrite):
         raise UserError("nothing to do: expected --add, --drop, --only, --language, --spacy or --gazetteer")
+    if change.drop or change.only or change.overwrite:
+        _refuse_own_input(cuts, output, "the labels that are dropped or replaced")
     parts = Parts(Path(f"{output}.parts")) if current_engine().is_cluster else None
     with writing_rows(output) as writer, reading_bar([cuts], "label") as bar:
         if parts is None:
@@ -127,6 +129,12 @@ def _same_finder(change: LabelChange, found: Tuple[Any, ...], run: str) -> Optio
     if _digest_of(finder, change, found) != run:
         raise UserError(f"{found[0] or found[1]}: on {socket.gethostname()} it differs from that of the command")
     return finder
+
+
+def _refuse_own_input(cuts: str, output: str, lost: str) -> None:
+    """Check that a command that takes something away does not replace the manifest it reads (raises UserError)."""
+    if os.path.exists(output) and os.path.exists(cuts) and os.path.samefile(cuts, output):
+        raise UserError(f"{output}: is CUTS itself, which would lose {lost}: name another OUTPUT")
 
 
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace files that exist already.")
@@ -268,7 +276,8 @@ def split(cuts: str, output_dir: Path, shares: str, seed: int, overwrite: bool, 
     wanted = parse_shares(shares)
     outputs = {name: output_dir / f"cuts_{name}.jsonl.gz" for name in wanted}
     _refuse_existing(outputs.values(), overwrite)
-    rule = chosen(KeyRule, given, kinds=tuple(dict.fromkeys(given["kinds"])))
+    kinds = (kind for names in given["kinds"] for kind in names_of(names))
+    rule = chosen(KeyRule, given, kinds=tuple(dict.fromkeys(kinds)))
     with reading_bar([cuts], "split", passes=2) as bar:
         counts = split_manifest(cuts, outputs, wanted, rule, seed, bar)
     hours = sum(count["hours"] for count in counts.values())
@@ -328,6 +337,7 @@ def subset(source: str, output: str, **given: Any) -> None:
     sets = {name: frozenset(given[name]) for name in ("languages", "corpora", "tasks", "without_tasks")}
     ids = read_ids(given["ids"], source) if given["ids"] else None
     wanted = chosen(Wanted, given, ids=ids, keep_labels=parse_keep_labels(given["keep_labels"]), **sets)
+    _refuse_own_input(source, output, "what is left out")
     with reading_bar([source], "subset", passes=2) as bar:
         report = write_subset(source, output, wanted, bar)
     click.echo(f"{report.cuts} cuts, {report.hours:.2f} hours: {output}")

@@ -57,7 +57,9 @@ def _manifest(path: PathLike) -> Tuple[str, Path]:
     """The name of an existing manifest of a known format, for messages, and its file (raises UserError)."""
     name = url_of(path) or str(path)
     if not name.endswith(FORMATS):
-        raise UserError(f"{name}: expected a cut manifest ({', '.join(FORMATS)})")
+        is_shar = url_of(path) is None and any(Path(path).glob("cuts.*.jsonl*"))
+        way = f"; of a Shar folder, name its files: {name}/cuts.*" if is_shar else ""
+        raise UserError(f"{name}: expected a cut manifest ({', '.join(FORMATS)}){way}")
     file = local_path(path)
     if not file.is_file():
         raise UserError(f"{name}: no such file; expected a cut manifest")

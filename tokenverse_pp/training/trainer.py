@@ -127,6 +127,8 @@ class Trainer:
                 self.save()
         self.meter.start_over()
         begun = self.step
+        if begun >= t.max_steps or self.exhausted or self.progress.place.epoch >= t.epochs:
+            self.say(f"nothing left to train after step {begun} (training.max_steps {t.max_steps})")
         for place, batches in self.draw():
             self.train_step(place, batches)
             bar.update()
@@ -322,6 +324,12 @@ class Trainer:
         check_unchanged(folder, state, corpora, self.config)
         self.saved = self.step
         theirs = load_config(folder / checkpoint.CONFIG)
+        size, wanted = theirs.tokenizer.vocab_size, self.config.tokenizer.vocab_size
+        if size != wanted and not self.config.tokenizer.model:
+            raise UserError(
+                f"{folder}: its vocabulary was made by --tokenizer.vocab_size {size}, not {wanted}: leave it "
+                "as it was, or name another --training.exp_dir"
+            )
         changed = changed_options(theirs, self.config)
         if changed:
             self.say(f"options changed since {folder.name}: {', '.join(changed)}")

@@ -190,9 +190,13 @@ class FieldMap:
             UserError: if one is missing; the message names the file, its columns and the option that maps them.
         """
         found = list(columns)
+        names = ", ".join(found) or "none"
+        other = [mark for mark in ";\t|," if len(found) == 1 and mark in found[0]]
+        if other:  # a single column with a separator in its name: most likely the cells are separated by that
+            names += f"; are the cells separated by {other[0]!r} (--delimiter)?"
         missing = [column for column in self.columns.values() if column and column not in found]
         if missing:
-            raise UserError(f"{file}: no column {missing[0]!r} (--column); found {', '.join(found) or 'none'}")
+            raise UserError(f"{file}: no column {missing[0]!r} (--column); found {names}")
         fields = self.over(found)
         begin = next((column for column in BEGINS if column in found), None)
         for name in ("duration", "end"):
@@ -209,7 +213,7 @@ class FieldMap:
         if needed:
             way = " ".join(f"--column {name}=COLUMN" for name in needed)
             said = " and no column ".join(needed.values())
-            raise UserError(f"{file}: no column {said}; found {', '.join(found) or 'none'}: name it, {way}")
+            raise UserError(f"{file}: no column {said}; found {names}{' Else' if other else ':'} name it, {way}")
 
     def row(self, place: Place, default_id: str, cells: Mapping[str, Any]) -> RowOrRejected:
         """Return a row of a table. None and empty cells count as missing; an empty list does not."""
