@@ -36,7 +36,9 @@ from tokenverse_pp.models.transducer import Joiner
 from tokenverse_pp.tasks.base import TaskSet
 
 Array = TypeVar("Array", Tensor, np.ndarray)
-LARGEST_EXPONENT = 80.0  # of twice a joiner input: float32 holds exp(-80) to exp(80), and tanh is +-1 long before 40
+# Of twice a joiner input: float32 holds exp(-80) to exp(80), and tanh is +-1 long before 40. So only the sum of two
+# inputs that are both far beyond what a trained joiner has (one above 40, the other below -30) is wrong.
+LARGEST_EXPONENT = 80.0
 FEWEST_ROWS = 4096
 
 
