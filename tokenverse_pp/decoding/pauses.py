@@ -253,10 +253,12 @@ class PauseReader:
             one: what the search found in the chunk.
             memory: the memory before it.
         """
-        words = [[(token.id, token.frame) for token in part if self.is_word[token.id]] for part in one]
+        settled_words, open_words = (
+            [(token.id, token.frame) for token in part if self.is_word[token.id]] for part in (one.settled, one.open)
+        )
         # Words that were open may be gone, also all of them.
-        final = (words[0] or [memory.final])[-1]
-        last = (words[1] or [final])[-1]
+        final = settled_words[-1] if settled_words else memory.final
+        last = open_words[-1] if open_words else final
         settled = [token.id for token in one.settled if token.id != self.endpoint]
         history = [*memory.history, *settled] if self.states is None else self._histories(settled, memory.history)
         return PauseMemory(tuple(history[-self.predictor.context_size :]), last, final=final)
