@@ -44,6 +44,7 @@ from tokenverse_pp.cli.options import (
 )
 from tokenverse_pp.data.access import check_access
 from tokenverse_pp.data.distributed import DistributedContext, set_threads, start_distributed, stop_distributed
+from tokenverse_pp.data.editing.stats import corpus_names
 from tokenverse_pp.data.labels import validate_cuts
 from tokenverse_pp.data.manifests import read_cuts
 from tokenverse_pp.data.samplers import load_cuts
@@ -193,12 +194,12 @@ def job_of(given: Mapping[str, Any], options: DecodeOptions, digest: str) -> Rec
 def read_all(paths: Sequence[str], corpora: Dict[str, str]) -> List[Cut]:
     """Return the cuts of all files, in order; with several files, ``corpora`` gets the file that each cut is from."""
     cuts: List[Cut] = []
-    for path in paths:
+    for path, name in zip(paths, corpus_names(paths)):
         load_cuts([path], "cuts")  # its error names the option if the file is missing or has no cuts
         found = list(read_cuts(path))
         cuts.extend(found)
         if len(paths) > 1:
-            corpora.update((cut.id, Path(path).name.split(".")[0]) for cut in found)
+            corpora.update((cut.id, name) for cut in found)
     return cuts
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 import os
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
@@ -36,7 +37,8 @@ from tokenverse_pp.cli.groups import report_errors
 from tokenverse_pp.cli.manifest_import import OPTIONS, options_of
 from tokenverse_pp.data.editing.split import KeyRule, split_manifest
 from tokenverse_pp.data.hypotheses import read_hypotheses
-from tokenverse_pp.data.importing.run import import_manifest
+from tokenverse_pp.data.importing.run import audio_folder, import_manifest
+from tokenverse_pp.data.importing.sources import ImportOptions
 from tokenverse_pp.data.labels import labelled_tasks
 from tokenverse_pp.data.manifests import read_cuts
 from tokenverse_pp.evaluation.comparison import Counted, compare_decodings, count_utterances
@@ -80,10 +82,12 @@ def main(context: click.Context, output_dir: Path, model: str, by: str, **given:
     source = read_config(locate_model(model))
     options = [*training_options(output_dir, model), *AUGMENT, *context.args]
     parse_config(options, find_model=train.model_to_continue)  # a wrong one is seen before anything is written
-    if not all(path.exists() for path in files.values()):
+    if all(path.exists() for path in files.values()):
+        kept = ", ".join(path.name for path in files.values())
+        log.warning("%s: %s are those of an earlier run, nothing is imported again", output_dir, kept)
+    else:
         output_dir.mkdir(parents=True, exist_ok=True)
-        import_manifest(output_dir / "cuts.jsonl.gz", options_of(given), say=click.echo)
-        split_manifest(output_dir / "cuts.jsonl.gz", files, SHARES, KeyRule(tuple(by.split(","))), seed=0)
+        import_and_split(output_dir / "cuts.jsonl.gz", files, options_of(given), KeyRule(tuple(by.split(","))))
     cuts = {name: list(read_cuts(path)) for name, path in files.items()}
     for name, found in cuts.items():
         click.echo(f"{name}: {len(found)} cuts, {sum(cut.duration for cut in found) / 60:.1f} minutes")
@@ -107,6 +111,20 @@ def main(context: click.Context, output_dir: Path, model: str, by: str, **given:
     after = count_utterances(cuts["test"], read_hypotheses(output_dir / "after" / "hyps.jsonl"))
     click.echo(f"\n{verdict(compare_decodings([before], [after]).get('wer'), model)}")
     click.echo(f"model: {output_dir}\n    tokenverse-pp transcribe FILE --model {output_dir} --tasks {tasks}")
+
+
+def import_and_split(manifest: Path, files: Dict[str, Path], options: ImportOptions, rule: KeyRule) -> None:
+    """Write the cuts of the sets; leave nothing of an import that cannot be split, which would block the next one."""
+    audio = audio_folder(manifest, options)
+    kept = audio.exists()  # not of this import, which then had nothing to write there
+    import_manifest(manifest, options, say=click.echo)
+    try:
+        split_manifest(manifest, files, SHARES, rule, seed=0)
+    except UserError:
+        manifest.unlink()
+        if not kept:
+            shutil.rmtree(audio, ignore_errors=True)
+        raise
 
 
 def warn_of_other_speech(before: Counted) -> None:

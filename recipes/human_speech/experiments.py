@@ -132,11 +132,12 @@ results_option = click.option(
     show_default=True,
     help="The file of results.",
 )
-before_option = click.option(
-    "--before",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default=HERE / "experiments_before.json",
-    help="Results from before the fix of the task vectors; unused where there is no such file.",
+older_option = click.option(
+    "--older",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    multiple=True,
+    default=[HERE / "experiments_masks_first.json", HERE / "experiments_zero_masks.json"],
+    help="Results of an earlier stage of the code, from which runs that are not finished are taken; the oldest first.",
 )
 resamples_option = click.option(
     "--resamples",
@@ -151,20 +152,20 @@ resamples_option = click.option(
 @steps_option
 @resamples_option
 @results_option
-@before_option
+@older_option
 @click.pass_obj
-def gather(setup: Setup, steps: Optional[int], resamples: int, results: Path, before: Path) -> None:
+def gather(setup: Setup, steps: Optional[int], resamples: int, results: Path, older: Tuple[Path, ...]) -> None:
     """Write scores, intervals, seconds and commits of all finished runs, and the claims, to the file of results.
 
-    Runs of the grid that are not finished are taken from the file --before, and are marked.
+    Runs of the grid that are not finished are taken from the newest of the files --older that has them, and are marked.
     """
     place = setup.place(steps)
     found = gather_results(place, resamples, click.echo)
     found["claims"] = judge_all(read_claims(setup.claims), place, resamples)
     shown = [name for name in read_yaml(setup.grid).get("worst") or () if "scores" in found["runs"].get(name, {})]
     found["failures"] = {name: without_texts(utterances_of_run(place, name)) for name in shown}
-    if before.is_file():
-        found = carried(found, read_results(before), place.grid.runs)
+    for path in reversed(older):
+        found = carried(found, read_results(path), place.grid.runs)
     write_text(results, json.dumps(rounded(found), indent=1, ensure_ascii=False) + "\n")
     click.echo(f"results: {results}")
 
@@ -187,11 +188,11 @@ def claims(setup: Setup, steps: Optional[int], resamples: int) -> None:
     default=HERE / "EXPERIMENTS.md",
     help="Markdown file whose tables are filled in.",
 )
-@before_option
-def tables(results: Path, document: Path, before: Path) -> None:
+@older_option
+def tables(results: Path, document: Path, older: Tuple[Path, ...]) -> None:
     """Put the tables of the results between the markers of EXPERIMENTS.md."""
-    older = read_results(before) if before.is_file() else None
-    write_text(document, fill(document.read_text(encoding="utf-8"), read_results(results), older))
+    stages = [read_results(path) for path in older]
+    write_text(document, fill(document.read_text(encoding="utf-8"), read_results(results), stages))
     click.echo(f"document: {document}")
 
 

@@ -8,9 +8,12 @@ import soundfile
 import torch
 from lhotse import Recording
 
+from tokenverse_pp.api.transcribing import decode_options
 from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.options import TranscribeOptions
 from tokenverse_pp.data.audio.inputs import Refused, is_single, open_audio, open_or_refuse, several
 from tokenverse_pp.data.dataset import load_inputs
+from tokenverse_pp.tasks import build_tasks
 
 TONE = (0.4 * np.sin(np.arange(8000) / 7)).astype(np.float32)
 
@@ -148,3 +151,12 @@ def test_what_is_neither_one_nor_several(audio):
     assert not is_single(audio)
     with pytest.raises(UserError, match="expected a file, samples"):
         several(audio)
+
+
+def test_tasks_and_languages_may_have_commas_as_on_the_command_line():
+    known = build_tasks(["scd", "ner", "lid"], {"lid": {"languages": ["fr", "nl"]}})
+    given = decode_options(TranscribeOptions(tasks="asr, lid", language="fr,nl"), known)
+    assert given == decode_options(TranscribeOptions(tasks=["asr", "lid"], language=("fr", "nl")), known)
+    assert given.tasks == ("asr", "lid") and given.search.languages == ("fr", "nl")
+    with pytest.raises(UserError, match="'sdc' is not a task"):
+        decode_options(TranscribeOptions(tasks="asr,sdc"), known)

@@ -100,12 +100,26 @@ def test_saved_configuration_that_was_spoilt_is_refused(tmp_path, text, said):
         load_config(tmp_path / "d.yaml")
 
 
-@pytest.mark.parametrize("text", ["training: [1, 2", "training: {max_step: 3}", "- a"])
-def test_a_broken_file_on_the_command_line_is_refused_in_one_line(tmp_path, text):
-    (tmp_path / "c.yaml").write_text(text)
-    with pytest.raises(UserError) as caught:
-        parse_config(["--config", str(tmp_path / "c.yaml")])
-    assert "\n" not in str(caught.value)
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (
+            b"optim:\n  lr: 1\n lr: 2",
+            "c.yaml: not YAML: expected <block end>, but found '<block mapping start>' in line 3",
+        ),
+        (b"training: {max_step: 3}", "max_step"),
+        (b"- a", "c.yaml: expected a mapping"),
+        (b"# nothing", "c.yaml: expected a mapping"),
+        (b"[" * 10_000, "c.yaml: YAML nested too deeply"),  # a reader in C crashes
+        ("# \u00e9t\u00e9".encode("latin-1"), "c.yaml: not UTF-8"),
+    ],
+)
+def test_a_broken_file_on_the_command_line_is_refused_in_one_line(tmp_path, data, said):
+    (tmp_path / "c.yaml").write_bytes(data)
+    for words in (["--config", str(tmp_path / "c.yaml")], [f"--config={tmp_path / 'c.yaml'}"]):
+        with pytest.raises(UserError) as caught:
+            parse_config(words)
+        assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
 PACKAGED = Path(__file__).resolve().parents[2] / "tokenverse_pp" / "pretrained" / "human_speech"

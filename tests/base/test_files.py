@@ -1,4 +1,5 @@
 import hashlib
+import os
 
 import pytest
 
@@ -28,6 +29,30 @@ def test_replacing_keeps_the_ending_and_the_old_file_after_an_error(tmp_path):
         raise RuntimeError
     assert path.read_text() == "first"
     assert [file.name for file in path.parent.iterdir()] == ["cuts.jsonl.gz"]
+
+
+def test_a_pipe_is_written_to_and_not_replaced(tmp_path):
+    """As root, /dev/null would become a file."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        write_text(pipe, "oui")
+        assert os.read(reader, 10) == b"oui" and pipe.is_fifo()
+        with pytest.raises(RuntimeError), replacing(pipe) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError
+        assert os.read(reader, 10) == b""
+    finally:
+        os.close(reader)
+    assert [file.name for file in tmp_path.iterdir()] == ["pipe"]
+
+
+def test_folders_are_no_files(tmp_path):
+    for path in (tmp_path, "", "."):
+        with pytest.raises(UserError, match="expected a file to write"):
+            write_text(path, "oui")
+    assert not list(tmp_path.iterdir())
 
 
 def test_folders_are_replaced_whole_or_not_at_all(tmp_path, monkeypatch):

@@ -22,6 +22,8 @@ from tokenverse_pp.api.formats import FORMATS
 from tokenverse_pp.api.model import RecognizerJob
 from tokenverse_pp.base import engine
 from tokenverse_pp.base.engine import ShardEngine
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.options import TranscribeOptions
 from tokenverse_pp.cli import transcribe as command
 from tokenverse_pp.cli import transcribing as inputs
 from tokenverse_pp.cli.main import cli
@@ -178,6 +180,22 @@ def test_odd_audio_is_refused_in_a_line_and_the_rest_is_done(model, odd, tmp_pat
     short, blink = caplog.messages
     assert short.startswith(f"warning: {odd / 'cut-short.flac'}: truncated: ") and short.endswith(" s of 1.000 s")
     assert blink == f"warning: {odd / 'blink.wav'}: 0.0100 s are less than a frame: nothing to hear"
+
+
+def test_files_of_two_formats_do_not_meet(tmp_path):
+    """The text of a.raw.wav and what was written of a.wav would both be a.raw.txt."""
+    heard = inputs.open_audio((np.zeros(160, dtype="<i2"), 16000), label="x")
+    output = inputs.Output(["text", "raw"], tmp_path, several=True)
+    made = [
+        output.reserve(inputs.NamedRecording(f"{name}.wav", name, heard)).output for name in ("a", "a.raw", "b", "b")
+    ]
+    assert made == ["a", "a.raw-2", "b", "b-2"]
+
+
+@pytest.mark.parametrize("seconds", ["0", "nan", "inf"])
+def test_the_length_of_a_batch_is_named_as_it_was_given(seconds):
+    with pytest.raises(UserError, match=f"batch_seconds: expected seconds above 0, got {seconds}"):
+        TranscribeOptions(batch_seconds=float(seconds)).check()
 
 
 def test_two_inputs_of_one_name(model, calls, tmp_path):

@@ -48,6 +48,8 @@ def test_score_writes_and_prints(manifest, tmp_path):
     assert scores["wer"]["all"]["wer"] == 0.5 and scores["lid"]["accuracy"] == 1
     assert "50.0" in result.output and "accuracy 100.0 %" in result.output
     assert [file.name for file in output.parent.iterdir()] == ["scores.json"]
+    piped = run("score", "--cuts", manifest, "--hyps", tmp_path / "hyps.jsonl")  # the names of the other commands
+    assert piped.exit_code == 0 and piped.stdout == result.stdout
 
 
 def test_score_with_bad_input_writes_nothing(manifest, tmp_path):
@@ -92,6 +94,8 @@ def test_stats(manifest, tmp_path):
         (UserError("cut c: no"), "cut c: no"),
         (FileNotFoundError(2, "No such file or directory", "x.flac"), "x.flac: No such file or directory"),
         (OSError(28, "No space left on device"), "No space left on device"),
+        (UnicodeEncodeError("charmap", "да", 0, 2, "no such character"), "has no '\\u0434\\u0430': set PYTHONUTF8=1"),
+        (UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed"), None),
     ],
 )
 def test_errors_the_user_can_mend_are_a_line_and_others_keep_their_traceback(error, said):

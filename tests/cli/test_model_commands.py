@@ -62,6 +62,18 @@ def test_model_learns_how_sure_it_may_be(model, decoded):
     assert done.output.count("words") == 2 and str(decoded[0]) in done.output
 
 
+def test_too_few_examples_keep_the_calibration(model, decoded, tmp_path):
+    assert calibrate(model, *decoded).exit_code == 0
+    before, plain = read_calibration(model), tmp_path / "plain.jsonl"
+    hyps = [json.loads(line) for line in decoded[0].read_text().splitlines()]
+    lines = [json.dumps({**hyp, "tasks": ["asr"], "words": hyp["words"][1:]}) for hyp in hyps]
+    plain.write_text("\n".join(lines[::2]) + "\n")
+    done = calibrate(model, plain, decoded[1])
+    assert done.exit_code == 0 and "tasks: not fitted to 0 examples; expected at least 20" in done.stderr
+    after = read_calibration(model)
+    assert after.tasks == before.tasks and after.words != before.words
+
+
 def test_other_output(model, decoded, tmp_path):
     assert calibrate(model, *decoded, "--output", tmp_path / "new" / "c.json").exit_code == 0
     assert not (model / "calibration.json").exists() and (tmp_path / "new" / "c.json").is_file()

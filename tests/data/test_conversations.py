@@ -289,6 +289,9 @@ def test_command_refuses_what_it_cannot_honour(call, tmp_path):
     ):
         result = run(tmp_path / "in.jsonl.gz", out, *options)
         assert result.exit_code == 2 and said in result.stderr, result.stderr
+    for name in ("out.parquet", "out.txt"):  # which no command would read
+        result = run(tmp_path / "in.jsonl.gz", tmp_path / name)
+        assert result.exit_code == 2 and "named .jsonl or .jsonl.gz" in result.stderr, result.stderr
     assert not list(tmp_path.glob("*out*"))
 
 

@@ -342,6 +342,7 @@ def test_a_bad_sentence_costs_only_its_row(audio_dir, tmp_path, out, bad, said, 
         out, "--table", table, "--audio-dir", audio_dir, "--conll", conll_of(tmp_path, text)
     )
     assert found == {"u1": [], "u3": ["paris"]} and (file, line) == (str(table), "3") and said in reason
+    assert reason.count("T.conll") == 1  # the file is named once
 
 
 def test_sentences_by_name_that_have_none_or_anothers(audio_dir, tmp_path, out):

@@ -409,7 +409,7 @@ def test_hugging_face_folders(audio_dir, data, out):
     assert one["recording"]["sources"][0]["source"] == str(out.parent / "cuts_audio" / "00000000.wav")
     assert np.isfinite(next(iter(CutSet.from_file(out))).load_audio()).all()
     code, _, err = run("import", out, "--hf", data / "hf", "--hf-split", "train", *options)
-    assert code == 2 and "cuts_audio is there already" in err
+    assert code == 2 and "cuts_audio is there already, perhaps from an earlier import: remove it or" in err
 
 
 def test_hugging_face_folder_of_parquet(audio_dir, data, out):

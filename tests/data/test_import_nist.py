@@ -228,6 +228,24 @@ def test_speakers_that_are_given_are_those_of_turns_outside_the_rttm(audio_dir, 
         assert [cut["supervisions"][0].get("speaker") for cut in cuts] == expected
 
 
+@pytest.mark.parametrize(
+    ("option", "name", "said"),
+    [
+        ("--rttm", "x.rttm", "SPEAKER lines"),
+        ("--ctm", "x.ctm", "words"),
+        ("--recordings", "R.csv", "recordings"),
+        ("--recordings", "wav.scp", "recordings"),
+    ],
+)
+def test_a_file_beside_the_turns_that_says_nothing_is_named(audio_dir, tmp_path, option, name, said):
+    stm = write(tmp_path / "x.stm", "a 1 one 0 1 un\n")
+    text = {"x.rttm": ";; LEXEME alone\nLEXEME a 1 0.1 0.2 un lex s <NA> <NA>\n", "R.csv": "recording,audio\n"}
+    empty = write(tmp_path / name, text.get(name, ""))
+    code, _, err = run("import", tmp_path / "o.jsonl", "--stm", stm, option, empty, "--audio-dir", audio_dir)
+    assert (code, err) == (2, f"error: {empty}: holds no {said}; nothing was written\n")
+    assert not (tmp_path / "o.jsonl").exists()
+
+
 def test_a_word_in_no_turn_spoils_the_cut_of_its_recording(audio_dir, tmp_path):
     line = "SPEAKER {} 1 0 1 <NA> <NA> s <NA> <NA>\n"
     rttm = write(tmp_path / "x.rttm", line.format("a") + line.format("b") + line.format("none"))

@@ -260,3 +260,11 @@ def test_a_table_with_other_columns_is_one_error(tmp_path, out, ending):
     code, _, err = run("import", out, "--table", table)
     assert code == 2 and len(err.splitlines()) == 1 and not out.exists()
     assert "no column audio (a path) or recording (a name) and no column text; found path, sentence: name it, " in err
+
+
+@pytest.mark.parametrize("column", [(), ("--column", "text=sentence")])
+def test_a_table_split_at_the_wrong_character_names_the_option(tmp_path, out, column):
+    table = tmp_path / "t.csv"
+    table.write_text("audio;sentence\na.wav;oui, non\n")
+    code, _, err = run("import", out, "--table", table, *column)
+    assert code == 2 and "found audio;sentence; are the cells separated by ';' (--delimiter)?" in err

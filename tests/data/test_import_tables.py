@@ -121,6 +121,12 @@ def test_a_header_that_cannot_be_read_ends_the_import(tmp_path, data, reason):
     assert reason in str(error.value)
 
 
+def test_columns_without_a_name_are_no_fields(tmp_path):
+    """Spreadsheets write them after the last column."""
+    [row] = rows_of(tmp_path / "T.csv", "audio,text,,\na.wav,oui,,\n")
+    assert (row.audio, row.text) == ("a.wav", "oui")
+
+
 @pytest.mark.parametrize("delimiter", ["", "ab", '"', "\n", "\r"])
 def test_delimiters_that_are_none(audio_dir, tmp_path, delimiter):
     (tmp_path / "T.txt").write_text("audio;text\na.wav;oui\n")
@@ -151,6 +157,18 @@ def test_a_bad_row_of_the_recordings_rejects_its_turns(audio_dir, tmp_path):
     options = ("--stm", tmp_path / "a.stm", "--recordings", tmp_path / "wav.scp", "--audio-dir", audio_dir)
     code, said, _ = run("import", tmp_path / "o.jsonl", *options, "--skip-bad")
     assert code == 2 or "left out: " in said
+
+
+def test_a_duration_without_the_start_beside_it_is_refused(audio_dir, tmp_path):
+    """A manifest of NeMo: without the start, its words would be those of other audio."""
+    table, out = tmp_path / "n.json", tmp_path / "o.jsonl"
+    table.write_text('{"audio_filepath": "a.wav", "text": "oui", "offset": 1.5, "duration": 0.5}\n')
+    options = (out, "--table", table, "--audio-dir", audio_dir, "--column", "audio=audio_filepath")
+    code, _, err = run("import", *options)
+    assert code == 2 and "--column start=offset" in err and "--column duration=" in err and not out.exists()
+    for column, stretch in (("start=offset", (1.5, 0.5)), ("duration=", (0.0, 4.0))):
+        [cut] = imported(*options, "--column", column)
+        assert (cut["start"], cut["duration"]) == stretch
 
 
 def test_a_hugging_face_row_that_cannot_be_read(audio_dir, tmp_path):

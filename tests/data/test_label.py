@@ -13,7 +13,7 @@ from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.languages import casefold
 from tokenverse_pp.data.editing.entity_finders import Gazetteer, read_gazetteer
 from tokenverse_pp.data.editing.label import GazetteerEntities, LabelChange, label_rows
-from tokenverse_pp.data.labels import check_cut, machine_tasks
+from tokenverse_pp.data.labels import check_cut, labelled_tasks, machine_tasks
 from tokenverse_pp.data.manifests import ManifestRow, cut_of, read_rows, row_bytes
 
 FR = {"text": "je vais à new york demain", "speaker": "a", "language": "fr", "endpoint": True}
@@ -130,20 +130,35 @@ def test_label_source_is_a_mapping_of_tasks():
     assert "unknown task 'sing'" in check_cut(cut)[0]
 
 
-def test_mixed_cuts_are_labelled_in_their_tracks(tmp_path):
-    first, second = make_cut("a", [{"text": "new york", "language": "fr"}]), make_cut("b", [{"text": "à new york"}])
-    for cut in (first, second):
-        cut.features = None
-    path = tmp_path / "mixed.jsonl"
+def mixed(*cuts):
+    """A row of a mixed cut."""
     data = {"id": "m", "type": "MixedCut", "tracks": []}
-    for offset, cut in ((0.0, first), (1.5, second)):
-        data["tracks"].append({"cut": {**cut.to_dict()}, "type": "MonoCut", "offset": offset})
-        del data["tracks"][-1]["cut"]["type"]
-    path.write_bytes(row_bytes(data))
-    [labelled_data] = label_rows(read_rows(path), LabelChange(), places())
-    cut = cut_of(labelled_data, "x")
+    for number, cut in enumerate(cuts):
+        cut.features = None  # lhotse reads it from the cut in a track
+        inner = cut.to_dict()
+        del inner["type"]
+        data["tracks"].append({"cut": inner, "type": "MonoCut", "offset": 1.5 * number})
+    return ManifestRow("x, line 1", row_bytes(data), data)
+
+
+def test_mixed_cuts_are_labelled_in_their_tracks():
+    row = mixed(make_cut("a", [{"text": "new york", "language": "fr"}]), make_cut("b", [{"text": "à new york"}]))
+    [data] = label_rows([row], LabelChange(), places())
+    cut = cut_of(data, "x")
     assert [len(sup.custom["entities"]) for sup in cut.supervisions] == [1, 1]
-    assert machine_tasks(cut.custom) == ["ner"] and check_cut(cut) == []
+    assert machine_tasks(cut.custom) == labelled_tasks(cut)[1:] == ["ner"] and check_cut(cut) == []
+    [data] = label_rows([ManifestRow(row.where, row_bytes(data), data)], LabelChange(drop=("ner",)))
+    assert labelled_tasks(cut_of(data, "x")) == ["asr"]
+
+
+def test_tracks_with_different_tasks_are_refused():
+    """lhotse would give all words the tasks of the last track: what nobody annotated would count as empty."""
+    row = mixed(make_cut("a", [{"text": "oui"}]), make_cut("b", [{**FR, "entities": []}], ["asr", "ner"]))
+    cut = cut_of(row.data, "x")
+    assert len(check_cut(cut)) == 1
+    for read in (lambda: labelled_tasks(cut), lambda: list(label_rows([row], LabelChange(add=("lid",))))):
+        with pytest.raises(UserError, match=r"cut m: field 'custom\.tasks': the tracks of this mixed cut differ"):
+            read()
 
 
 words = st.lists(st.sampled_from(["a", "b", "c"]), min_size=1, max_size=8)

@@ -48,6 +48,7 @@ def test_valid_cuts_have_no_problem():
         ({"text": ""}, "text", "found nothing"),
         ({"text": "a  b"}, "text", "single spaces"),
         ({"text": "a [SCD] b"}, "text", "brackets"),
+        ({"text": "▁a b▁c"}, "text", "space sign"),
         ({"speaker": None}, "speaker", "expected a name"),
         ({"speaker": ["a"]}, "speaker", "expected a string"),
         ({"language": "French"}, "language", "'French'"),

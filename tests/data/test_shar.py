@@ -77,6 +77,9 @@ def test_stored_features_come_back(manifest, tmp_path):
     assert not list((tmp_path / "shar").glob("recording.*"))
     for i, cut in enumerate(CutSet.from_shar(in_dir=tmp_path / "shar")):
         assert torch.equal(load_inputs(cut, stored_features=True), torch.full((4, 3), float(i)))
+    counted = run("manifest", "stats", tmp_path / "shar")
+    assert counted.exit_code == 2 and f"name its files: {tmp_path / 'shar'}/cuts.*" in counted.stderr
+    assert run("manifest", "stats", *(tmp_path / "shar").glob("cuts.*")).exit_code == 0
 
 
 def refused(*args):

@@ -146,6 +146,21 @@ def test_command_line(tmp_path):
     assert not (tmp_path / "no").exists()
 
 
+def test_keys_with_commas_and_a_key_that_no_cut_has(tmp_path):
+    cuts = [make_cut(f"c{i}", [{"text": f"un {i % 3}", "speaker": f"s{i}"}]) for i in range(12)]
+    path, shares = write(tmp_path, cuts), ("--shares", "train=0.5,dev=0.5")
+    result = run("manifest", "split", path, tmp_path / "out", *shares, "--by", "speaker, text")
+    assert result.exit_code == 0, result.stderr
+    sets = [{cut.supervisions[0].text for cut in CutSet.from_file(p)} for p in (tmp_path / "out").iterdir()]
+    assert not set.intersection(*sets)
+    for by in ("speakr", "text,session"):
+        result = run("manifest", "split", path, tmp_path / "no", *shares, "--by", by, "--allow-missing")
+        assert result.exit_code == 2 and f"no cut has a {by.split(',')[-1]}: expected speaker, text" in result.stderr
+        assert not (tmp_path / "no").exists()
+    result = run("manifest", "split", write(tmp_path, cuts[:1]), tmp_path / "no", *shares)
+    assert result.exit_code == 2 and "1 cuts for 2 sets (train, dev): expected one for each" in result.stderr
+
+
 def test_sets_that_exist_are_kept(tmp_path):
     cuts = [make_cut(f"c{i}", [{"text": f"un {i}", "speaker": f"s{i}"}]) for i in range(9)]
     source = tmp_path / "cuts_train.jsonl.gz"

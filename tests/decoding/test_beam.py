@@ -123,6 +123,16 @@ def test_equal_scores_are_broken_in_the_same_way_each_time(tiny, method):
     assert run(model, method=method, nbest=4) == found
 
 
+@pytest.mark.parametrize("beam", [1, 2, 3])
+def test_of_equal_symbols_the_first_is_kept(tiny, reference, beam):
+    model = tiny(0, lens=[3])
+    with torch.no_grad():
+        model.joiner.output.weight.zero_()
+        model.joiner.output.bias.copy_(torch.tensor([0.0, 0, 0, 1, 1, 1, 1, 1, 0]))
+    found = run(model, beam=beam, nbest=beam)[0]
+    assert {h.tokens for h in found} == set(reference.beam(model, 0, beam))
+
+
 def test_token_log_probs_are_those_of_the_model(tiny, reference):
     model = tiny(11, lens=[15])
     (found,) = run(model, beam=4, nbest=4)

@@ -190,6 +190,11 @@ def test_the_command_line_says_what_it_did(tiny_corpus, finished_run, decode_scr
     assert failure.code == 2 and "'hide' is not one of 'suppress', 'strip'" in failure.stderr
 
 
+def test_a_misspelt_way_is_refused(loaded, cuts):
+    with pytest.raises(UserError, match="inactive: expected suppress or strip, got 'supress'"):
+        TokenVerse(loaded).transcribe(cuts[0], tasks=["asr"], inactive="supress")
+
+
 def test_an_export_strips_as_the_model_does(loaded, cuts, tmp_path):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")

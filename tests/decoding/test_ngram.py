@@ -72,8 +72,14 @@ def test_probabilities_are_those_of_the_file(tmp_path_factory, history):
     for piece in ("▁a", "b", "▁", "</s>"):
         assert row[names.index(piece)] == pytest.approx(by_hand(piece, context))
     assert row[names.index("<s>")] == -math.inf
-    # What the file does not hold is as rare as its rarest, after backing off.
+    # What the file does not hold is as rare as its rarest piece, after backing off.
     assert row[0] == pytest.approx(row[1]) and row[1] <= row[4]
+
+
+def test_a_piece_that_is_not_in_the_file_is_as_rare_as_the_rarest_that_is(tmp_path):
+    path = tmp_path / "lm.arpa"
+    path.write_text(TEXT.replace("-0.3\tzebra b", "-4.5\t▁a ▁a"), encoding="utf-8")
+    assert read_arpa(path, PIECES).row(0)[[0, 1]] == pytest.approx(-1.5 * math.log(10))  # that of ▁
 
 
 def test_a_packed_file_without_sentence_starts_and_n_grams_whose_beginning_is_missing(tmp_path):

@@ -171,6 +171,20 @@ def test_a_word_that_changes_later_starts_its_pause_anew():
     assert pause == pytest.approx(-np.expm1(remaining.sum()))
 
 
+@pytest.mark.parametrize("model", MODELS[:2])
+def test_a_word_that_is_gone_later_ends_its_pause(model):
+    reader, out = reader_of(model), model.encoder_out[0]
+    a, b = (Token(VOCABULARY.id_of(piece), frame, 0.0) for piece, frame in (("▁a", 1), ("▁b", 3)))
+    _, (memory,) = reader.step([out[:3]], [0], [Found([], [a])], [PauseMemory()])
+    assert reader.step([out[3:5]], [3], [Found([], [])], [memory])[0] == [None]
+    # The last word is that of an earlier chunk again.
+    _, (memory,) = reader.step([out[:3]], [0], [Found([a], [])], [PauseMemory()])
+    _, (memory,) = reader.step([out[3:5]], [3], [Found([], [b])], [memory])
+    (pause,), (memory,) = reader.step([out[5:8]], [5], [Found([], [])], [memory])
+    remaining = reader.log_remaining(out[5:8], reader.contexts(Written([a.id], [-1]), 3))
+    assert memory.last == (a.id, 1) and pause == pytest.approx(-np.expm1(remaining.sum()))
+
+
 def test_windows_keep_the_pauses_of_their_words():
     ids = VOCABULARY.ids("▁a c ▁b [ENDP]")
     pauses = (0.1, 0.2, 0.9, 0.0)

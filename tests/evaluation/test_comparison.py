@@ -125,6 +125,9 @@ def test_the_command_compares_files(tmp_path):
     write(b, heard(cuts, 0.5)[1:])
     refused = run(*words)
     assert refused.exit_code == 2 and "c0" in refused.stderr
+    (tmp_path / "cuts.jsonl").write_text("")  # of none of the hypotheses
+    refused = run(*words)
+    assert refused.exit_code == 2 and "nothing to compare" in refused.stderr
 
 
 def test_ids_that_come_twice_are_named():

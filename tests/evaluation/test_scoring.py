@@ -100,6 +100,8 @@ def test_wer_groups_by_language_even_where_it_is_no_label():
     cut = make_cut("c", [{"text": "ja", "language": "nl"}], ["asr"])
     scores = score_hypotheses([cut], [hyp("c", "nee")])
     assert scores["wer"]["nl"]["wer"] == 1 and "lid" not in scores
+    cut.supervisions[0].language = "all"  # Allar: its words count once
+    assert score_hypotheses([cut], [hyp("c", "nee")])["wer"]["all"]["words"] == 1
 
 
 def test_wer_by_corpus_and_language():

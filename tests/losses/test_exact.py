@@ -10,7 +10,7 @@ from textbook import log_softmax, transducer_loss
 from torch.nn.functional import relu
 
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.losses import rnnt_loss, rnnt_loss_joiner
+from tokenverse_pp.losses import native, rnnt_loss, rnnt_loss_joiner
 from tokenverse_pp.losses.native.kernels import triton_problem, use_kernels
 
 KERNELS = ["torch"] if triton_problem(torch.device("cpu")) else ["torch", "triton"]
@@ -117,6 +117,23 @@ def test_padding_may_be_any_id(which, padding):
             lambda ids: rnnt_loss_joiner(case.am, case.lm, case.linear(), ids, frames, lengths),
         ):
             assert loss(padded).item() == pytest.approx(loss(targets).item(), abs=1e-12)
+
+
+@pytest.mark.parametrize("which", KERNELS)
+def test_a_second_derivative_is_refused(which):
+    """It would lack the part of the lattice, and so be wrong."""
+    case, targets, lengths = problem(batch=1, frames=2, symbols=1)
+    logits, am = logits_of(case).requires_grad_(), case.am.clone().requires_grad_()
+    layer = case.linear()
+    with use_kernels(which):
+        losses = [
+            (rnnt_loss(logits, targets, *lengths, reduction="sum"), logits),
+            (rnnt_loss_joiner(am, case.lm, layer, targets, *lengths, reduction="sum"), am),
+            (native.rnnt_loss_simple(case.lm_simple, case.am_simple + am.sum(), case.symbols, 0, reduction="sum"), am),
+        ]
+        for loss, x in losses:
+            with pytest.raises(RuntimeError, match="second derivative"):
+                torch.autograd.grad(loss, x, create_graph=True)
 
 
 def test_arguments_that_do_not_fit_are_named():

@@ -238,6 +238,9 @@ def test_blank_embeds_to_zero_and_stays_there():
 def test_impossible_context_is_refused():
     with pytest.raises(ValueError, match="context_size"):
         StatelessPredictor(5, 8, 0)
+    with pytest.raises(UserError, match="context_size=10: with 500 tokens, expected at most 7"):
+        StatelessPredictor(500, 8, 10)
+    StatelessPredictor(500, 8, 7)
 
 
 def test_joiner_is_as_written():

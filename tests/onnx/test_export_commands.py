@@ -7,6 +7,7 @@ import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -111,6 +112,17 @@ def test_files_are_transcribed_without_torch(exported, tmp_path, case):
         assert item["raw"] == loaded.tokenizer.decode(best.tokens)
         assert (item["path"], item["name"], item["tasks"]) == (path, Path(path).stem, ["asr", "endp", "lid"])
         assert item["duration"] == 1.2 and "endpoints" in item and "entities" not in item
+
+
+def test_the_runtime_reads_standard_input(exported, tmp_path, capsys, monkeypatch):
+    folder, path = exported("wav2vec2-group")[1], speak(tmp_path / "a.wav")
+    said = []
+    for name in (path, "-"):
+        with open(path, "rb") as file:
+            monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=file))
+            assert runtime_command([str(folder), name, "--format", "json"]) == 0
+        said.append({**json.loads(capsys.readouterr().out), "path": ""})
+    assert (said[0].pop("name"), said[1].pop("name")) == ("a", "stdin") and said[0] == said[1]
 
 
 def test_formats_are_those_of_transcribe(exported, tmp_path, capsys):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tokenverse_pp.api.formats.html import to_html
 from tokenverse_pp.api.formats.text import to_ctm
 from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.data.hypotheses import check_hypothesis
 from tokenverse_pp.onnx import from_sherpa
 from tokenverse_pp.tasks.result import Transcript, transcript_of_words, words_of_tokens
 
@@ -51,6 +52,8 @@ def test_sherpa_gives_no_confidences_and_none_are_made_up():
     assert (heard.text, heard.language, heard.confidence) == ("ab c", "fr", None)
     assert [(turn.text, turn.start) for turn in heard.turns] == [("ab", 0.2), ("c", 1.0)]
     assert Transcript.from_json(heard.to_json()) == heard
+    record = heard.to_record()  # a line of hyps.jsonl, which score and report read
+    assert check_hypothesis(record) == "" and Transcript.from_record(record).words == heard.words
     assert to_ctm(heard) == "audio 1 0.200 0.120 ab\naudio 1 1.000 0.040 c\n"
     assert "confidence" not in to_html(heard) and "confidence 0.50" in to_html(
         from_sherpa({**RESULT, "ys_probs": [-0.6931472] * 5})

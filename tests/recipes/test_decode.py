@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 from command_lines import run
+from labelled_cuts import make_cut
 from lhotse import CutSet, Recording, RecordingSet
 from lhotse.audio import AudioSource
 from toy_runs import assert_one_line, call, finish, read_cuts, start
@@ -272,6 +273,16 @@ def test_several_files_are_corpora(decode_script, finished_run, tiny_corpus, tmp
     for corpus, languages in scores["wer_by_corpus_and_language"].items():
         for key in ("words", "errors", "utterances"):
             assert sum(rates[key] for rates in languages.values()) == scores["wer_by_corpus"][corpus][key]
+
+
+def test_files_of_the_same_name_are_corpora_of_their_own(decode_script, tmp_path):
+    files = [tmp_path / folder / "cuts_test.jsonl" for folder in ("ami", "voxpopuli")]
+    for i, path in enumerate(files):
+        path.parent.mkdir()
+        CutSet.from_cuts([make_cut(f"c{i}", [{"text": "oui"}])]).to_file(path)
+    corpora = {}
+    assert [cut.id for cut in decode_script.read_all(list(map(str, files)), corpora)] == ["c0", "c1"]
+    assert corpora == {"c0": "ami-cuts_test", "c1": "voxpopuli-cuts_test"}
 
 
 # Audio that is odd, damaged or none at all: what can be decoded is, what cannot is named.

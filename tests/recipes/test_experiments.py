@@ -408,12 +408,14 @@ def test_results_from_before_are_kept_until_there_are_new_ones(script, place, ti
         "claims: [{id: w, says: words, run: pp, is: better, than: asr, metric: wer}, "
         "{id: n, says: names, run: pp, is: reaches, value: 0.9, metric: ner exact}]"
     )
-    old, new, document = tmp_path / "old.json", tmp_path / "new.json", tmp_path / "page.md"
-    document.write_text("<!-- table: runs pp asr | wer -->\n<!-- table: claims -->\n<!-- table: before asr | wer -->\n")
+    oldest, old, new, document = (tmp_path / name for name in ("oldest.json", "old.json", "new.json", "page.md"))
+    document.write_text(
+        "<!-- table: runs pp asr | wer -->\n<!-- table: claims -->\n<!-- table: stages asr pp gone | wer -->\n"
+    )
 
-    def page(results):
+    def page(results, *older):
         claims = ["--claims", tmp_path / "claims.yaml"]
-        given = ["--results", results, "--before", old]
+        given = ["--results", results, *(part for path in older for part in ("--older", path))]
         done = [
             invoke(script, place, tmp_path, *claims, "gather", "--resamples", 100, *given),
             invoke(script, place, tmp_path, "tables", *given, "--document", document),
@@ -421,17 +423,22 @@ def test_results_from_before_are_kept_until_there_are_new_ones(script, place, ti
         assert [x.exit_code for x in done] == [0, 0], [x.output for x in done]
         return document.read_text().splitlines()
 
-    rows = page(old)
-    assert not any("†" in row for row in rows)
+    gone = {"about": "left the grid", "seeds": [], "scores": {}}
+    oldest.write_text(json.dumps({"stage": {"name": "at first", "mark": "‡"}, "runs": {"gone": gone}}))
+    rows = page(old, oldest)
+    assert not any("†" in row or "‡" in row or "`gone`" in row for row in rows)
+    found = json.loads(old.read_text())
+    oldest.write_text(json.dumps({**json.loads(oldest.read_text()), "runs": {"pp": found["runs"]["pp"]}}))
     # Run again, pp alone is finished: asr is that of before, and so is the claim about both.
     place.folder(place.grid.runs["asr"], 1).output(place.grid.runs["asr"].decodings[0]).rename(tmp_path / "gone")
-    rows = page(new)
+    rows = page(new, oldest, old)
     found = json.loads(new.read_text())
-    assert found["runs"]["asr"]["before"] and "before" not in found["runs"]["pp"]
-    assert [claim.get("before", False) for claim in found["claims"]] == [True, False]
+    assert found["runs"]["asr"]["before"] == "†" and "before" not in found["runs"]["pp"]
+    assert [claim.get("before") for claim in found["claims"]] == ["†", None]
     assert any(row.startswith("| `asr` † |") for row in rows) and any(row.startswith("| `pp` | all") for row in rows)
-    first, second = (row for row in rows if row.startswith("| `asr` | "))
-    assert "| before | 1 | 0.0 (" in first and second == "| `asr` | after | - | - |"
+    # asr was not run again, and no other stage has it: nothing to compare.
+    compared = [row.split(" | ") for row in rows if row.startswith(("| `asr` | ", "| `pp` | "))]
+    assert [row[1] for row in compared if row[1] != "all of it"] == ["at first", "before", "now"]
 
 
 def test_fewer_tokens_of_tasks_switched_off_are_better():

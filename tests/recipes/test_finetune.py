@@ -1,14 +1,20 @@
 """recipes/finetune.py: from a table of clips to a model that is better on them, in one command."""
 
 import csv
+import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 from scripts import ROOT, load_script
 from toy_runs import assert_one_line, call, read_cuts
 
 from tokenverse_pp.base.config_files import load_config
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.data.editing.split import KeyRule
+from tokenverse_pp.data.importing.sources import ImportOptions
 from tokenverse_pp.evaluation.comparison import Counted, compare_decodings
 from tokenverse_pp.models import checkpoint
 from tokenverse_pp.training.log import read_log
@@ -54,6 +60,7 @@ def test_a_table_becomes_a_better_model_and_the_command_resumes(finetune, tiny_c
     assert all(text == text.lower() and "!" not in text for found in texts.values() for text in found)
     manifest = (folder / "cuts_train.jsonl.gz").stat().st_mtime_ns
     done = call(finetune.main, *given, "--training.max_steps", "12", standalone_mode=False)
+    assert "those of an earlier run, nothing is imported again" in done.stderr
     assert done.code == 0 and "resuming from step-00000003" in done.stderr, done.stderr
     assert (folder / "cuts_train.jsonl.gz").stat().st_mtime_ns == manifest
     losses = [record["loss"] for record in read_log(folder / "log.jsonl") if record["kind"] == "valid"]
@@ -75,6 +82,25 @@ def test_wrong_options_are_seen_first(finetune, tiny_corpus, finished_run, table
         assert not folder.exists()
     failure = call(finetune.main, *words(table, tiny_corpus, "no-such", folder), standalone_mode=False)
     assert_one_line(failure, "no-such", "human-speech")
+
+
+def test_an_import_that_cannot_be_split_does_not_block_the_next(finetune, tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.zeros(8000, np.float32), 8000)  # 8 kHz: a folder of converted audio
+    table, mine = tmp_path / "t.csv", tmp_path / "mine"
+    table.write_text("audio,text\n" + "".join(f"a.wav,{text}\n" for text in ("oui", "non", "si")))
+    options = ImportOptions(table=(table,), normaliser="words")
+    files = {name: mine / f"cuts_{name}.jsonl.gz" for name in finetune.SHARES}
+    mine.mkdir()
+    for kind, said in (("speaker", "no speaker"), ("recording", "1 groups for 3 sets")):
+        with pytest.raises(UserError, match=said):
+            finetune.import_and_split(mine / "cuts.jsonl.gz", files, options, KeyRule((kind,)))
+        assert not list(mine.iterdir())
+    kept = dataclasses.replace(options, audio_out=tmp_path, sampling_rate=None)  # a folder that nothing is written to
+    with pytest.raises(UserError, match="no speaker"):
+        finetune.import_and_split(mine / "cuts.jsonl.gz", files, kept, KeyRule(("speaker",)))
+    assert table.is_file() and not list(mine.iterdir())
+    finetune.import_and_split(mine / "cuts.jsonl.gz", files, options, KeyRule(("text",)))
+    assert all(path.is_file() for path in files.values()) and (mine / "cuts_audio").is_dir()
 
 
 def counted(*ratios):

@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import gc
 import http.client
+import importlib
 import io
 import json
 import random
@@ -28,8 +29,9 @@ from tokenverse_pp.base.options import TranscribeOptions
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.serving.access import Access
 from tokenverse_pp.serving.client import StreamClient
-from tokenverse_pp.serving.openai_api import MOST_FIELD, hotwords_of
+from tokenverse_pp.serving.openai_api import MOST_FIELD, hotwords_of, to_verbose_json
 from tokenverse_pp.serving.uploads import build_upload_model
+from tokenverse_pp.tasks import build_tasks
 
 openai = pytest.importorskip("openai", reason="the client of the API: pip install 'tokenverse_pp[dev]'")
 httpx = pytest.importorskip("httpx")  # which it uses
@@ -103,14 +105,23 @@ async def test_what_transcribe_writes(toy, talk):
     assert [(w.word, w.start, w.end) for w in found.words] == [(w.text, w.start, w.end) for w in heard.words]
     assert " ".join(segment.text for segment in found.segments) == heard.text
     ids = [id for segment in found.segments for id in segment.tokens]
-    pieces = [token for token in heard.tokens if not token.startswith("[")]
-    assert [piece for piece in toy.loaded.tokenizer.pieces(ids) if not piece.startswith("[")] == pieces
+    assert toy.loaded.tokenizer.pieces(ids) == [token for token in heard.tokens if not token.startswith("[")]
     own = json.loads(json.dumps(heard.to_dict()))
     extra = found.model_extra
     assert {key: extra[key] for key in ("turns", "entities", "endpoints", "marks", "raw", "tasks")} == {
         key: own[key] for key in ("turns", "entities", "endpoints", "marks", "raw", "tasks")
     }
     assert heard.turns and heard.marks
+
+
+def test_tokens_of_a_segment_are_those_of_its_words():
+    """Also if two turns meet in a frame, as with several symbols a frame."""
+    pieces, times = ("▁oui", "[SCD]", "▁n", "on", "▁si"), (0.4, 0.4, 0.4, 0.4, 0.8)
+    frames = [round(time / 0.04) for time in times]
+    heard = build_tasks(["asr", "scd"]).reader.read_tokens(pieces, frames, [0.0] * 5, 0.04, None, 0.0, 1.0, "call")
+    found = to_verbose_json(heard, ["segment"], {piece: i for i, piece in enumerate(pieces)})
+    importlib.import_module("openai.types.audio").TranscriptionVerbose.model_validate(found)  # every number is one
+    assert [(part["text"], part["tokens"]) for part in found["segments"]] == [("oui", [0]), ("non si", [2, 3, 4])]
 
 
 async def test_language_hotwords_and_tasks(toy, talk):

@@ -6,7 +6,9 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import soundfile
 from command_lines import run
 from lhotse import CutSet
 from outside_task import write_cuts, write_plugin
@@ -72,6 +74,20 @@ def test_right_hypotheses_score_one_and_empty_ones_nothing(tasks, labelled):
         assert scores["emo"]["all"]["f1"] == scores["num"]["exact"]["f1"] == 1
     scores = score_hypotheses(cuts, [{"id": cut.id, "text": ""} for cut in cuts], tasks)
     assert scores["emo"]["accuracy"] == scores["num"]["exact"]["recall"] == 0
+
+
+def test_an_import_labels_the_cuts_that_have_the_field(plugin, tmp_path):
+    load_plugins([str(plugin)])
+    soundfile.write(tmp_path / "a.wav", np.zeros(8000, np.float32), 16000)
+    table = tmp_path / "t.csv"
+    table.write_text("audio,text,mood\na.wav,oui,happy\na.wav,non,\n")
+    rows = ["--table", table, "--column", "custom.emotion=mood"]
+    done = run("manifest", "import", tmp_path / "cuts.jsonl", *rows)
+    assert done.exit_code == 0 and "labelled for asr 2, emo 1:" in done.stdout, done.output
+    assert [cut.custom["tasks"] for cut in CutSet.from_file(tmp_path / "cuts.jsonl")] == [["asr", "emo"], ["asr"]]
+    table.write_text("audio,text,mood\na.wav,oui,angry\n")
+    refused = run("manifest", "import", tmp_path / "more.jsonl", *rows)
+    assert refused.exit_code == 2 and "expected one of happy, sad, found 'angry'" in refused.stderr
 
 
 @pytest.mark.slow

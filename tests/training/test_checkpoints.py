@@ -91,11 +91,13 @@ def test_checkpoints_of_other_tensors_are_not_averaged(tmp_path):
     }
     for said, weights in cases.items():
         save_file(weights, first / checkpoint.WEIGHTS)
+        checkpoint.write_checksums(first)
         with pytest.raises(UserError) as caught:
             average([first, last])
         assert str(caught.value) == f"{first}: cannot be averaged with {last.name}: {said}"
     # Layers of the pretrained encoder that nothing reads were saved before.
     save_file({**whole, "encoder.backbone.encoder.layers.3.bias": torch.ones(2)}, first / checkpoint.WEIGHTS)
+    checkpoint.write_checksums(first)
     assert average([first, last])["w"].tolist() == [0.5, 0.5]
 
 
@@ -187,6 +189,24 @@ def test_final_model_does_not_contain_what_the_run_started_from(tmp_path, period
     first, last = checkpoint.list_checkpoints(exp_dir)[1:]
     assert start.is_dir()
     assert torch.equal(written(), (average_between(first, last) if period else average([first, last]))["w"])
+
+
+@pytest.mark.parametrize("file", [checkpoint.WEIGHTS, checkpoint.AVERAGE])
+def test_damaged_checkpoints_are_not_averaged(tmp_path, file):
+    """One changed bit of a number gives no error when the file is read."""
+    entries, running = history(9), RunningAverage(PERIOD)
+    for step, entry in enumerate(entries, start=1):
+        running.update(entry, step)
+        if step in (3, 9):
+            write_running(tmp_path, step, entry, running)
+    folders = checkpoint.list_checkpoints(tmp_path)
+    averages = {checkpoint.WEIGHTS: lambda: average(folders), checkpoint.AVERAGE: lambda: average_between(*folders)}
+    averages[file]()
+    path = folders[0] / file
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(UserError, match=rf"{file}: damaged: it differs from its sum"):
+        averages[file]()
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from tokenverse_pp.base.config import ChunkOptions, Config, StreamingConfig
 from tokenverse_pp.base.config_files import check_config, from_dict, save_config
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.cli.main import cli
-from tokenverse_pp.data.dataset import FEATURES, features_key, load_inputs
+from tokenverse_pp.data.dataset import FEATURES, Activation, features_key, load_inputs
 from tokenverse_pp.models.bundle import load_model
 from tokenverse_pp.models.stored_features import ORIGIN, store_features
 from tokenverse_pp.training.steps import forward
@@ -46,6 +46,18 @@ def test_every_combination_is_drawn_the_same_again():
     assert 20 < drawn.count(None) < 60
     assert drawn[::2] != drawn[1::2]
     assert drawn[::2] != [ChunkDraw(draw.config, seed=4)([f"cut-{number}", "b"], 0) for number in range(60)]
+
+
+def test_chunks_of_a_batch_of_one_cut_do_not_depend_on_its_active_tasks():
+    draw, activation = (
+        ChunkDraw(StreamingConfig([80, 320, 640], [-1, 2, 4], [0, 4]), 1),
+        Activation("bernoulli", 0.5, 1),
+    )
+    active = {}  # is scd active, by the chunks of the cut
+    for cut_id in map(str, range(3000)):
+        active.setdefault(draw([cut_id], 0), []).append("scd" in activation(["asr", "scd"], cut_id, 0))
+    chi_square = sum((sum(found) - len(found) / 2) ** 2 / (len(found) / 4) for found in active.values())
+    assert len(active) == 18 and chi_square < 60  # 18 degrees of freedom
 
 
 def test_validation_is_in_full_context_where_training_is():

@@ -58,6 +58,20 @@ def write_cuts(path, names, wrong=()):
     return path
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_task_without_labels_is_warned_of(tmp_path, caplog, ranks):
+    path, other = (str(write_cuts(tmp_path / f"{name}.jsonl", [name, f"{name}2"])) for name in "ab")
+    data = DataConfig(train=[path], valid=[other, path], validate_audio=0)
+    more = build_tasks(["asr", "scd", "ner", "lid"], {"lid": {"languages": ["fr"]}})
+    assert on_ranks(ranks, lambda world: check_data(Config(data=data), more, world)) == [None] * ranks
+    assert [record.getMessage() for record in caplog.records] == [
+        "no cut of data.train is labelled for scd, ner: the run teaches the model nothing about it"
+    ]
+    check_data(Config(data=data), more, resumed=True)
+    check_data(Config(data=data), TASKS)
+    assert len(caplog.records) == 1
+
+
 @given(st.integers(1, 4), st.integers(2, 12), st.integers(0, 23), st.integers(0, 23))
 def test_any_number_of_ranks_finds_a_bad_cut_and_an_id_that_is_there_twice(tmp_path_factory, ranks, count, wrong, twin):
     names = [f"c{number}" for number in range(count)]

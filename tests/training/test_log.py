@@ -1,12 +1,15 @@
 """The logs of a run, and the means and counts between two records."""
 
+import errno
 import warnings
 from fnmatch import fnmatchcase
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.training import log as meter_module
 from tokenverse_pp.training.log import PANELS, Meter, RunLog, add_drawn, drawn_table, plot_curves, read_log
 from tokenverse_pp.training.steps import StepResult
@@ -43,6 +46,21 @@ def test_new_run_starts_a_new_log(tmp_path):
     RunLog(tmp_path, 0).close()
     assert steps(tmp_path) == []
     assert read_log(tmp_path / "nothing.jsonl") == []
+
+
+def test_a_full_disk_leaves_the_log_as_it_was(tmp_path, monkeypatch):
+    log = RunLog(tmp_path, 0)
+    log.write("train", 1, {"pruned": 1.0})
+    log.close()
+
+    def fail(path, text, **options):
+        path.open("w").close()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", fail)
+    with pytest.raises(UserError, match=r"log\.jsonl: cannot be written: No space left"):
+        RunLog(tmp_path, 1)
+    assert steps(tmp_path) == [("train", 1)]
 
 
 @pytest.mark.parametrize("kinds", [["train"], ["train", "valid"]])

@@ -5,6 +5,8 @@ import math
 import os
 import shutil
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from lhotse import CutSet
 from toy_runs import read_cuts, toy_parts
 
+from tokenverse_pp.base.config import Config
 from tokenverse_pp.base.config_files import from_dict
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.distributed import DistributedContext
@@ -174,6 +177,14 @@ def test_changed_settings_of_a_task_are_named():
     assert changed_options(before, now) == ["tasks.settings: {} -> {'topic': {'words': 3}}"]
 
 
+@pytest.mark.parametrize("decay, said", [("cosine", ["training.max_steps: 10000 -> 20000"]), ("constant", [])])
+def test_another_end_of_the_schedule_is_named(decay, said):
+    before, now = Config(), Config()
+    before.optim.decay = now.optim.decay = decay
+    now.training.max_steps = 20000
+    assert changed_options(before, now) == said
+
+
 def test_running_average_is_held_where_it_is_written(tiny_corpus, tmp_path):
     changes = {"training__max_steps": 1, "training__average_period": 1, "data__max_cuts": 2}
     run(trainer(tiny_corpus, tmp_path, **changes))
@@ -188,6 +199,27 @@ def test_exp_dir_that_cannot_be_made_is_refused(tiny_corpus, tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match=r"--training\.exp_dir"):
         run(trainer(tiny_corpus, tmp_path / "file"))
+
+
+HOLD = (
+    "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print('process 7 on host', file=f)"
+)
+
+
+def test_folder_in_which_another_run_trains_is_refused(tiny_corpus, tmp_path):
+    path = tmp_path / "exp" / ".running"
+    path.parent.mkdir()
+    command = [sys.executable, "-S", "-c", f"{HOLD}; f.flush(); print(flush=True); input()", path]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(UserError, match=r"--training\.exp_dir: another run trains there: .*process 7 on host"):
+            trainer(tiny_corpus, path.parent).start()
+        assert [file.name for file in path.parent.iterdir()] == [path.name]
+        other.communicate(b"\n")
+    resumed = trainer(tiny_corpus, path.parent)
+    resumed.start()
+    assert f"process {os.getpid()} on " in path.read_text()
+    resumed.saver.release()
 
 
 def test_world_of_one():

@@ -99,6 +99,7 @@ def test_loss_scales_warm_up_as_in_icefall():
         simple = 0.5 if step >= 2000 else 1.0 - (step / 2000) * (1.0 - 0.5)
         pruned = 1.0 if step >= 2000 else 0.1 + 0.9 * (step / 2000)
         assert loss_scales(step, config) == pytest.approx((simple, pruned))
+    assert loss_scales(0, LossConfig(simple_scale=0.5, warm_steps=0)) == (0.5, 1.0)
 
 
 FROM_PRETRAINED = {"model__encoder__freeze_feature_encoder": "true"}

@@ -66,6 +66,14 @@ def test_vectors_keep_their_code_and_scale(train_script, tiny_corpus, exp_dir):
         assert_one_line(failure, f"--model.vectors.{name}={old}", "init_from")
 
 
+def test_another_size_of_the_vocabulary_is_refused(train_script, tiny_corpus, exp_dir):
+    failure = resume(train_script, tiny_corpus, exp_dir, tokenizer__vocab_size=48)
+    assert_one_line(failure, "its vocabulary was made by --tokenizer.vocab_size 50, not 48", "--training.exp_dir")
+    tokenizer = exp_dir / "checkpoints" / "step-00000006" / checkpoint.TOKENIZER
+    done = resume(train_script, tiny_corpus, exp_dir, tokenizer__vocab_size=48, tokenizer__model=tokenizer)
+    assert done.code == 0 and "nothing left to train after step 6" in done.stderr
+
+
 def test_modes_of_resume(exp_dir, tmp_path):
     newest = exp_dir / "checkpoints" / "step-00000006"
     older = exp_dir / "checkpoints" / "step-00000004"

@@ -28,7 +28,7 @@ from tokenverse_pp.tasks.result import Transcript, Word
 def decode_options(options: TranscribeOptions, known: TaskSet) -> DecodeOptions:
     """Return the decoder's options for a model with these tasks (raises UserError)."""
     tasks = known.chosen(_tuple(options.tasks) or known.names, "tasks: ").names
-    options.check_precision()
+    options.check()
     return DecodeOptions(
         search_options(options, "lid" in tasks),
         tasks,
@@ -59,7 +59,8 @@ def search_options(options: TranscribeOptions, has_language: bool) -> SearchOpti
 
 
 def _tuple(names: Optional[Names]) -> Tuple[str, ...]:
-    return (names,) if isinstance(names, str) else tuple(names or ())
+    """Names, or one text of them with commas, as on the command line."""
+    return tuple(name.strip() for name in names.split(",")) if isinstance(names, str) else tuple(names or ())
 
 
 Item = Union[Heard, Refused]

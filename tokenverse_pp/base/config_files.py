@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import math
+import os
 import re
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ import yaml
 
 from tokenverse_pp.base.config import Config, DataConfig, EncoderConfig, StreamingConfig, TasksConfig, VectorsConfig
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.files import yaml_of
+from tokenverse_pp.base.files import write_text, yaml_of
 from tokenverse_pp.base.languages import canonical_tag, language_problem
 from tokenverse_pp.base.options import nested_option_help
 
@@ -60,6 +61,7 @@ def parse_config(
     """
     parser = _parser(description)
     words = list(sys.argv[1:] if argv is None else argv)
+    _check_files(words)
     with type_errors():
         if find_model:
             plain = [word for word in words if not word.startswith("--print_config")]
@@ -75,6 +77,22 @@ def parse_config(
     check_adapters(config.model.encoder)
     check_languages(config.tasks)
     return config
+
+
+def _check_files(words: Sequence[str]) -> None:
+    """Check that each file of ``--config`` is YAML with options (raises UserError naming it)."""
+    for word, following in zip(words, [*words[1:], ""]):
+        path = following if word == "--config" else word[9:] if word.startswith("--config=") else ""
+        if not os.path.isfile(path):
+            continue
+        try:
+            data = yaml_of(Path(path).read_text(encoding="utf-8"))
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: not UTF-8: {error.reason} at byte {error.start}") from None
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
+        if not isinstance(data, dict):
+            raise UserError(f"{path}: expected a mapping such as `optim: {{lr: 0.001}}`, found {repr(data)[:60]}")
 
 
 def _read(parser: Any, words: Sequence[str]) -> Config:
@@ -205,7 +223,7 @@ def options_of(section: Any, where: str = "") -> Iterator[Tuple[str, Any, datacl
 
 def save_config(config: Config, path: Union[str, Path]) -> None:
     """Write the resolved configuration as YAML."""
-    Path(path).write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False), encoding="utf-8")
+    write_text(path, yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
 
 
 def load_config(path: Union[str, Path]) -> Config:

@@ -9,10 +9,11 @@ import math
 import os
 import re
 import shutil
+import socket
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, Dict, Iterable, Iterator, Mapping, Optional, Sequence, Union
+from typing import IO, Any, Dict, Iterable, Iterator, Mapping, Optional, Sequence, Union
 
 from tokenverse_pp.base.errors import UserError, printable
 
@@ -41,7 +42,11 @@ def replacing(path: PathLike) -> Iterator[Path]:
     """Yield a temporary path beside ``path`` to write to; it is renamed to ``path`` if the block ends without an error.
 
     It keeps the endings (``.jsonl.gz``), since libraries depend on them. Parent folders are created. After an error it
-    is removed, and ``path`` is not changed. For a URL, the file is uploaded when the block ends.
+    is removed, and ``path`` is not changed. For a URL, the file is uploaded when the block ends; to a device or pipe
+    (``/dev/null``, ``/dev/stdout``) its content is written.
+
+    Raises:
+        UserError: ``path`` is a folder, or names no file.
     """
     url = url_of(path)
     if url is not None:
@@ -53,6 +58,15 @@ def replacing(path: PathLike) -> Iterator[Path]:
             upload(temporary, url)
         return
     target = Path(path)
+    if not target.name or target.is_dir():
+        raise UserError(f"{str(path) or repr('')}: expected a file to write, found a folder")
+    if _is_special(target):  # root would replace the device by a file
+        with tempfile.TemporaryDirectory(prefix="tokenverse_pp-") as folder:
+            temporary = Path(folder) / target.name
+            yield temporary
+            with open(temporary, "rb") as source, open(target, "wb") as sink:
+                shutil.copyfileobj(source, sink)
+        return
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{os.getpid()}.{target.name}")
     try:
@@ -60,6 +74,12 @@ def replacing(path: PathLike) -> Iterator[Path]:
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _is_special(path: Path) -> bool:
+    """Whether a path is a device or a pipe, or a link to an open file such as ``/dev/stdout``."""
+    is_open_file = path.is_symlink() and path.parent.resolve().parts[1:2] in (("dev",), ("proc",))
+    return is_open_file or (path.exists() and not path.is_file())
 
 
 @contextlib.contextmanager
@@ -74,6 +94,32 @@ def locked(folder: PathLike) -> Iterator[None]:
 
             fcntl.flock(file, fcntl.LOCK_EX)  # until the file is closed
         yield
+
+
+def claimed(path: PathLike) -> IO[bytes]:
+    """Lock a file for this process, until the result is closed or the process ends; write into it who holds it.
+
+    If there are no such locks (as for `locked`), the file is only written.
+
+    Raises:
+        UserError: another process holds the lock.
+    """
+    file = open(path, "a+b", buffering=0)
+    try:
+        import fcntl
+
+        # Not flock: its locks are inherited, so workers of a killed process might hold them for a while.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        with file:
+            file.seek(0)
+            holder = file.read().decode("utf-8", "replace")
+        raise UserError(f"{path}: held by {printable(holder) or 'another process'}") from None
+    except (ImportError, OSError):
+        pass
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+    return file
 
 
 def temporary_folder(path: PathLike) -> Path:
@@ -182,6 +228,9 @@ def yaml_of(text: str) -> Any:
     try:
         data = yaml.safe_load(text)
         _count(data, 0)
+    except yaml.MarkedYAMLError as error:
+        where = f" in line {error.problem_mark.line + 1}" if error.problem_mark is not None else ""
+        raise UserError(f"not YAML: {error.problem or error.context}{where}") from None
     except yaml.YAMLError as error:
         raise UserError(f"not YAML: {str(error).splitlines()[0]}") from None
     except RecursionError:

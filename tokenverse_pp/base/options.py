@@ -112,10 +112,12 @@ class TranscribeOptions:
     """Also give the probability of an endpoint after each word, whether [ENDP] was written or not. Needs the task
     endp."""
 
-    def check_precision(self) -> None:
-        """Check that the encoder can run in this precision (raises UserError)."""
+    def check(self) -> None:
+        """Check the precision and the length of a batch (raises UserError)."""
         if self.precision not in get_args(Autocast):
             raise UserError(f"precision: expected fp32, bf16 or fp16, got {self.precision!r}")
+        if not 0 < self.batch_seconds < math.inf:
+            raise UserError(f"batch_seconds: expected seconds above 0, got {self.batch_seconds:g}")
 
 
 @dataclass(frozen=True)

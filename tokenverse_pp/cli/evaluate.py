@@ -13,12 +13,20 @@ from tokenverse_pp.cli.options import model_option, options_from, plugin_option,
 
 
 @click.command()
-@click.option("--ref", required=True, type=click.Path(dir_okay=False), help="Cut manifest with the labels.")
-@click.option("--hyp", required=True, type=click.Path(dir_okay=False), help="File of hypotheses (hyps.jsonl).")
-@click.option("--output", required=True, type=click.Path(dir_okay=False), help="The scores (scores.json).")
+@click.option(
+    "--hyps", "--hyp", "hyps", required=True, type=click.Path(dir_okay=False), help="Their file (hyps.jsonl)."
+)
+@click.option(
+    "--cuts", "--ref", "cuts", required=True, type=click.Path(dir_okay=False), help="Cut manifest with labels."
+)
+@click.option("--output", type=click.Path(dir_okay=False), help="Write the scores as JSON too (scores.json).")
 @plugin_option
-def score(ref: str, hyp: str, output: str) -> None:
-    """Score hypotheses, each task over the cuts that are labelled for it; print a table."""
+def score(hyps: str, cuts: str, output: Optional[str]) -> None:
+    """Score hypotheses, each task over the cuts that are labelled for it; print a table.
+
+    \b
+      tokenverse-pp score --hyps out/hyps.jsonl --cuts cuts_test.jsonl.gz
+    """
     # lhotse and torch take seconds to import; `--help` does not need them.
     from tokenverse_pp.base.files import write_json
     from tokenverse_pp.data.hypotheses import read_hypotheses
@@ -26,9 +34,10 @@ def score(ref: str, hyp: str, output: str) -> None:
     from tokenverse_pp.data.manifests import read_cuts
     from tokenverse_pp.evaluation.scoring import score_hypotheses, score_table
 
-    validate_cuts(ref)
-    scores = score_hypotheses(read_cuts(ref), read_hypotheses(hyp))
-    write_json(output, scores)
+    validate_cuts(cuts)
+    scores = score_hypotheses(read_cuts(cuts), read_hypotheses(hyps))
+    if output:
+        write_json(output, scores)
     click.echo(score_table(scores))
 
 
@@ -51,6 +60,7 @@ def compare(first: str, second: str, cuts: str, by_corpus: bool, resamples: int,
     difference contains 0, these utterances cannot tell A from B. Types of entities count, unless A or B writes [NE].
     """
     # lhotse and torch take seconds to import; `--help` does not need them.
+    from tokenverse_pp.base.errors import UserError
     from tokenverse_pp.base.files import aligned, write_json
     from tokenverse_pp.data.hypotheses import read_hypotheses
     from tokenverse_pp.data.labels import validate_cuts
@@ -68,6 +78,8 @@ def compare(first: str, second: str, cuts: str, by_corpus: bool, resamples: int,
         if ids is not None:
             ids.append(cut.id)
     found = {name: compare_decodings([a], [b], ids, resamples) for name, ids in groups.items()}
+    if not found["all"]:
+        raise UserError(f"{cuts}: no cut is labelled for a task that both decoded, so there is nothing to compare")
     rows = [["metric", "cuts of", "A %", "95%", "B %", "95%", "A - B", "95%", "cuts"]]
     for name, metrics in found.items():
         for metric, c in metrics.items():
@@ -100,7 +112,8 @@ def calibrate(
 
     Use speech that the model was not trained on, but not the test set. The table shows the expected calibration error
     (ECE) and the Brier score before and after; each half of the utterances is calibrated by a fit on the other half.
-    --test measures the final fit on other speech.
+    --test measures the final fit on other speech. Words, or task tokens, of which there are fewer than 20 keep the
+    calibration that the model has.
     """
     from tokenverse_pp.api.folders import locate_model, place_of
     from tokenverse_pp.base.config_files import load_config
@@ -110,7 +123,7 @@ def calibrate(
     from tokenverse_pp.data.labels import validate_cuts
     from tokenverse_pp.data.manifests import read_cuts
     from tokenverse_pp.decoding.hypothesis import CALIBRATION, read_calibration
-    from tokenverse_pp.evaluation.calibration import fit, judge_all, measure
+    from tokenverse_pp.evaluation.calibration import FEWEST, fit, judge_all, measure
     from tokenverse_pp.models.bundle import tasks_of
     from tokenverse_pp.models.checkpoint import CONFIG
 
@@ -127,6 +140,11 @@ def calibrate(
     if before is not None:  # the thresholds of `tokenverse-pp endpoints` are kept
         endpoints, chunk_ms = before.endpoints, before.endpoint_chunk_ms
         calibration = replace(calibration, endpoints=endpoints, endpoint_chunk_ms=chunk_ms)
+    for name in effect:
+        count = effect[name]["before"]["examples"]
+        if count < FEWEST:  # words decoded with --tasks asr, say, must not undo the calibration of the task tokens
+            calibration = replace(calibration, **{name: getattr(before or calibration, name)})
+            click.echo(f"{name}: not fitted to {count:g} examples; expected at least {FEWEST}", err=True)
     target = output or place_of(model, folder) / CALIBRATION
     calibration.write(target, {"fitted_on": cuts.name, "effect": effect})
     click.echo(table(effect))

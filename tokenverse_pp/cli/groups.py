@@ -23,6 +23,9 @@ def error_line(error: BaseException) -> Optional[str]:
     if isinstance(error, OSError) and error.errno is not None and error.errno != errno.EPIPE:
         name = f"{error.filename}: " if error.filename is not None else ""
         return printable(f"{name}{error.strerror}").replace("\n", "\\n")
+    if isinstance(error, UnicodeEncodeError) and error.encoding != "utf-8":  # a terminal or pipe of Windows, or Latin-1
+        found = ascii(error.object[error.start : error.end])
+        return f"the output's encoding ({sys.stdout.encoding}) has no {found:.60}: set PYTHONUTF8=1, or write to files"
     return None
 
 
@@ -52,7 +55,7 @@ class Group(click.Group):
         """Run the command; see the class."""
         try:
             return super().invoke(ctx)
-        except (UserError, OSError) as error:
+        except (UserError, OSError, UnicodeEncodeError) as error:
             line = error_line(error)
             if line is None:
                 raise
@@ -95,7 +98,7 @@ def report_errors() -> Iterator[None]:
     try:
         with messages_on_stderr():
             yield
-    except (UserError, OSError) as error:
+    except (UserError, OSError, UnicodeEncodeError) as error:
         line = error_line(error)
         if line is None:
             raise

@@ -270,7 +270,8 @@ def split(cuts: str, output_dir: Path, shares: str, seed: int, overwrite: bool, 
     wanted = parse_shares(shares)
     outputs = {name: output_dir / f"cuts_{name}.jsonl.gz" for name in wanted}
     refuse_existing(outputs.values(), overwrite)
-    rule = chosen(KeyRule, given, kinds=tuple(dict.fromkeys(given["kinds"])))
+    kinds = (kind for names in given["kinds"] for kind in names_of(names))
+    rule = chosen(KeyRule, given, kinds=tuple(dict.fromkeys(kinds)))
     with reading_bar([cuts], "split", passes=2) as bar:
         counts = split_manifest(cuts, outputs, wanted, rule, seed, bar)
     hours = sum(count["hours"] for count in counts.values())

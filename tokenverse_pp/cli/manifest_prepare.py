@@ -250,7 +250,7 @@ def fleurs(run: Preparation, **given: Any) -> None:
 def huggingface(run: Preparation, **given: Any) -> None:
     """A data set of Hugging Face's library: the tasks that its columns have labels for.
 
-    DATASET is a folder (save_to_disk, audiofolder, parquet) or a name on the hub, owner/name, which is downloaded. Its
+    DATASET is a folder (save_to_disk, parquet) or a name on the hub, owner/name, which is downloaded. Its
     splits become OUT/cuts_<split>.jsonl.gz, validation as dev, one cut per row; audio within the rows is written
     to OUT/audio. Needs pip install 'tokenverse_pp[datasets]'.
 

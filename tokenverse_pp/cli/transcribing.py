@@ -196,12 +196,15 @@ class Output:
         if isinstance(source.heard, Refused) or (self.folder is None and self.formats[0] not in FIELDS):
             return source
         name = wanted = source.output if self.folder is not None else source.heard.name
+        # Of files by their endings, as text of a.raw.wav and raw of a.wav are both a.raw.txt.
+        endings = [FORMATS[each].ending for each in self.formats] if self.folder is not None else [""]
         number = 2
-        while name in self._taken:
+        while any(name + ending in self._taken for ending in endings):
             name, number = f"{wanted}-{number}", number + 1
         if name != wanted:
-            click.echo(f"{source.label}: named {name}, since {self._taken[wanted]} is {wanted}", err=True)
-        self._taken[name] = source.label
+            other = next(self._taken[wanted + ending] for ending in endings if wanted + ending in self._taken)
+            click.echo(f"{source.label}: named {name}, since {other} is {wanted}", err=True)
+        self._taken.update((name + ending, source.label) for ending in endings)
         tail = name[len(wanted) :]
         heard = dataclasses.replace(source.heard, name=source.heard.name + tail)
         return source._replace(output=source.output + tail, heard=heard)

@@ -77,7 +77,7 @@ def tune(cuts: Path, tokens: Tuple[str, ...], first: Optional[int], output_dir: 
     validate_cuts(str(cuts))
     held_out = HeldOut(loaded, list(read_cuts(cuts))[:first], options)
     tried: List[Tried] = []
-    with tqdm(unit=" searches", desc="searching", leave=False) as bar:
+    with tqdm(unit=" searches", desc="searching", disable=None, leave=False) as bar:
 
         def tell(one: Tried) -> None:
             tried.append(one)

@@ -57,7 +57,7 @@ def features_key(chunks: Optional[ChunkOptions] = None) -> str:
 def marked(cut: Cut, file: int, passes: int) -> Cut:
     """Return the cut with its `PASS` mark: its file, and the earlier passes through this file in the epoch.
 
-    A mixed cut has the custom fields of its first track that is not padding, which gets the mark.
+    Of a mixed cut, the first track that is not padding gets the mark: lhotse merges the custom fields of the tracks.
     """
     mark = f"{file}.{passes}" if file or passes else None
     if (cut.custom or {}).get(PASS) == mark:

@@ -19,7 +19,7 @@ import math
 import os
 from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple, Union, cast
 
-from lhotse.cut import Cut
+from lhotse.cut import Cut, MixedCut
 from lhotse.supervision import SupervisionSegment
 
 from tokenverse_pp.base.errors import UserError
@@ -155,6 +155,13 @@ def _check_tasks(cut: Cut) -> List[str]:
         problems.append(f"{where}: a task is listed twice in {names!r}")
     if "asr" not in names:
         problems.append(f"{where}: expected 'asr' among them, found {names!r}")
+    if not problems and isinstance(cut, MixedCut):  # lhotse gives it the list of its last track that has one
+        for track in cut.tracks:
+            theirs = (track.cut.custom or {}).get("tasks", names)
+            if theirs != names:
+                problems.append(
+                    f"{where}: the tracks of this mixed cut differ, expected the same: {theirs!r}, {names!r}"
+                )
     return problems
 
 

@@ -32,6 +32,7 @@ LINES = (".jsonl", ".jsonl.gz")
 FORMATS = (*LINES, ".json", ".json.gz", ".yaml", ".yaml.gz")
 # Custom field of a cut: what its recording was, if its channels were separated.
 ORIGINAL_RECORDING = "original_recording"
+OF_CUT = ("tasks", "label_source")  # custom fields that label a whole cut
 UNKNOWN = "unknown"  # the language of turns that name none
 COMPRESSION = 6  # gzip's default; lhotse's 9 takes four times as long and saves a tenth
 
@@ -56,7 +57,9 @@ def _manifest(path: PathLike) -> Tuple[str, Path]:
     """The name of an existing manifest of a known format, for messages, and its file (raises UserError)."""
     name = url_of(path) or str(path)
     if not name.endswith(FORMATS):
-        raise UserError(f"{name}: expected a cut manifest ({', '.join(FORMATS)})")
+        is_shar = url_of(path) is None and any(Path(path).glob("cuts.*.jsonl*"))
+        way = f"; of a Shar folder, name its files: {name}/cuts.*" if is_shar else ""
+        raise UserError(f"{name}: expected a cut manifest ({', '.join(FORMATS)}){way}")
     file = local_path(path)
     if not file.is_file():
         raise UserError(f"{name}: no such file; expected a cut manifest")
@@ -269,15 +272,26 @@ def _open_to_write(path: Path) -> Iterator[IO[bytes]]:
 
 
 def custom_of(data: Dict[str, Any]) -> Dict[str, Any]:
-    """Return a row's custom fields, created if missing; for a mixed cut its first real track's, as in lhotse.
+    """Return a row's custom fields, created if missing; for a mixed cut its first real track's.
+
+    lhotse reads the custom fields of all tracks of a mixed cut, and those of later tracks replace those of earlier
+    ones. So the fields `OF_CUT` are moved to the first track: otherwise a change of them there would have no effect.
 
     Raises:
-        UserError: if they are not a mapping, or all tracks are padding.
+        UserError: if they are not a mapping, if all tracks are padding, or if tracks differ in a field of `OF_CUT`.
     """
     cuts = _cuts_in(data)
+    where = f"cut {data['id']}: field 'custom"
     if not cuts:
         raise UserError(f"cut {data['id']}: field 'tracks': expected a track that is not padding")
-    return _custom(cuts[0], f"cut {data['id']}: field 'custom'")
+    custom = _custom(cuts[0], f"{where}'")
+    for fields in (cut["custom"] for cut in cuts[1:] if isinstance(cut.get("custom"), dict)):
+        for key in OF_CUT:
+            if key in fields and custom.setdefault(key, fields[key]) != fields[key]:
+                both = f"{custom[key]!r:.60} and {fields[key]!r:.60}"
+                raise UserError(f"{where}.{key}': the tracks of this mixed cut differ, expected the same: {both}")
+            fields.pop(key, None)
+    return custom
 
 
 def _custom(holder: Dict[str, Any], where: str) -> Dict[str, Any]:

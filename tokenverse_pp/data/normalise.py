@@ -24,10 +24,10 @@
    usual character error rate.
 8. Runs of spaces become one space, and spaces at both ends are removed. Every word has a letter or a digit.
 
-``cased``: the same without lower case. ``none``: the text is unchanged, except that brackets become spaces and spaces
-follow rule 8, as the label schema requires. A zero-width space counts as a space here too, and a word without any
-visible character (a lone variation selector, direction mark or combining mark) is dropped. Invisible characters
-*within* words stay.
+``cased``: the same without lower case. ``none``: the text is unchanged, except that brackets and SentencePiece's space
+sign ``▁`` become spaces and spaces follow rule 8, as the label schema requires. A zero-width space counts as a space
+here too, and a word without any visible character (a lone variation selector, direction mark or combining mark) is
+dropped. Invisible characters *within* words stay.
 
 The language is a code that `tokenverse_pp.base.languages` reads (``tr``, ``tr-TR``, ``tur``). A language without rules
 of its own (``fr``) follows the common rules; an invalid code is an error.
@@ -47,6 +47,7 @@ import regex
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.languages import lower as lower_case
 from tokenverse_pp.base.languages import rules_language
+from tokenverse_pp.tasks.transcript import SPACE_SIGN
 
 ZERO_WIDTH_SPACE = "\u200b"
 _APOSTROPHES = regex.compile("[\u2018\u2019\u201b\u02bc\u02b9\u0060\u00b4\u2032\uff07]")
@@ -64,7 +65,7 @@ _LONE_MARKS = regex.compile(r"(?<![\p{L}\p{N}\p{M}])\p{M}+")
 _LONE_SIGN = regex.compile(r"(?<![\p{L}\p{N}\p{M}])['·]|['·](?![\p{L}\p{N}])")
 _UNSPACED = regex.compile(r"([\p{Han}\p{Hiragana}\p{Katakana}ー]\p{M}*)")
 _VISIBLE = regex.compile(r"[^\p{DI}\p{M}\p{Cc}\p{Cf}\u2800]")  # U+2800: Braille without dots
-_BRACKETS = str.maketrans({"[": " ", "]": " ", ZERO_WIDTH_SPACE: " "})
+_BRACKETS = str.maketrans({"[": " ", "]": " ", SPACE_SIGN: " ", ZERO_WIDTH_SPACE: " "})
 
 
 class _WordCharacters(Dict[int, int]):
@@ -124,7 +125,7 @@ def cased(text: str, language: Optional[str] = None) -> str:
 
 
 def untouched(text: str, language: Optional[str] = None) -> str:
-    """Return the text with single spaces and no brackets, as the label schema requires; otherwise unchanged."""
+    """Return the text with single spaces, no brackets and no ``▁``, as the label schema requires; else unchanged."""
     return " ".join(visible_words(text.translate(_BRACKETS)))
 
 

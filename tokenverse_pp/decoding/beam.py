@@ -230,8 +230,7 @@ class BeamSearch:
             log_probs += self.constraints.weights.index_select(0, state)
         if self.bonus is not None:
             log_probs += self.bonus.look_up(earning, self.device)
-        best, symbols = log_probs.topk(min(self.beam, self.scorer.vocab_size))
-        return best.cpu().numpy(), symbols.cpu().numpy(), which
+        return (*best_symbols(log_probs, self.beam), which)
 
     def _advance(self, slot: np.ndarray, token: np.ndarray) -> None:
         """Update the states of the hypotheses: ``slot`` (n, B) of the parent and ``token`` (n, B) of each extension."""
@@ -258,6 +257,19 @@ class BeamSearch:
             return value
         twin = np.where(same, value[:, None, :], NEG_INF).max(2)
         return np.where(worse, NEG_INF, np.logaddexp(value, twin))
+
+
+def best_symbols(log_probs: Tensor, count: int) -> Tuple[np.ndarray, np.ndarray]:
+    """Values and ids (M, K) of the best symbols in log_probs (M, V), K at most ``count``; of equal ones the first."""
+    best, symbols = (x.cpu().numpy() for x in log_probs.topk(min(count + 1, log_probs.size(1))))
+    # `topk` takes equal ones in any order. They are common with a joiner in bfloat16.
+    tied = best[:, 1:] == best[:, :-1]
+    if np.count_nonzero(tied):
+        rows = np.flatnonzero((tied & (best[:, 1:] > NEG_INF)).any(1))
+        found = log_probs[torch.from_numpy(rows).to(log_probs.device)].cpu().numpy()
+        symbols[rows] = np.argsort(-found, axis=1, kind="stable")[:, : symbols.shape[1]]
+        best[rows] = np.take_along_axis(found, symbols[rows], 1)
+    return best[:, :count], symbols[:, :count]
 
 
 def _read_back(trace: BeamTrace, final: np.ndarray, scorer: Scorer, lengths: Sequence[int]) -> List[List[Hypothesis]]:

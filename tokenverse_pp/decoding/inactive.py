@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Dict, FrozenSet, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import TYPE_CHECKING, Dict, FrozenSet, List, NamedTuple, Optional, Sequence, Tuple, Union, get_args
 
+from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.options import Inactive
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.decoding.constraints import check_language_task
@@ -89,9 +90,12 @@ def select(
         languages: those that may be written, if they are restricted.
 
     Raises:
-        UserError: for a task that the model does not know, and for languages without the task ``lid``.
+        UserError: for a task that the model does not know, for languages without the task ``lid``, and for a wrong
+            ``inactive``, which Python does not check.
     """
     active = tasks.chosen(names)
+    if inactive not in get_args(Inactive):
+        raise UserError(f"inactive: expected {' or '.join(get_args(Inactive))}, got {inactive!r}")
     if inactive == "suppress":
         return Selection(active.names, frozenset())
     check_language_task(active, languages)

@@ -89,7 +89,8 @@ class Ngrams:
         self.size, self.begin, self.end = size, size - 2, size - 1
         self.suffix, self.back_off, self.token, self.log_prob, self.first = (arrays[name] for name in ARRAYS)
         self.states = len(self.suffix)
-        self.lowest = float(self.log_prob[np.isfinite(self.log_prob)].min())
+        single = self.log_prob[: self.first[1]]
+        self.lowest = float(single[np.isfinite(single)].min())
         self.start = self.advance(0, self.begin)
 
     def save(self, path: Path) -> None:

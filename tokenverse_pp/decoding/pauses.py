@@ -47,12 +47,14 @@ class PauseMemory(NamedTuple):
     """The state of a stream between two chunks.
 
     history: the last final tokens, as many as a stateless predictor sees, or for an LSTM one `History` of all. last: id
-    and frame of the last word piece, None before the first. log_silence: the sum of log(1 - h) since then.
+    and frame of the last word piece, None before the first. log_silence: the sum of log(1 - h) since then. final: the
+    last word piece that is final.
     """
 
     history: Tuple[Any, ...] = ()
     last: Optional[Tuple[int, int]] = None
     log_silence: float = 0.0
+    final: Optional[Tuple[int, int]] = None
 
 
 class PauseReader:
@@ -246,13 +248,15 @@ class PauseReader:
         Args:
             one: what the search found in the chunk.
         """
-        last = memory.last
-        for token in (*one.settled, *one.open):
-            if self.is_word[token.id]:
-                last = (token.id, token.frame)
+        settled_words, open_words = (
+            [(token.id, token.frame) for token in part if self.is_word[token.id]] for part in (one.settled, one.open)
+        )
+        # Words that were open may be gone, also all of them.
+        final = settled_words[-1] if settled_words else memory.final
+        last = open_words[-1] if open_words else final
         settled = [token.id for token in one.settled if token.id != self.endpoint]
         history = [*memory.history, *settled] if self.states is None else self._histories(settled, memory.history)
-        return PauseMemory(tuple(history[-self.predictor.context_size :]), last)
+        return PauseMemory(tuple(history[-self.predictor.context_size :]), last, final=final)
 
 
 def pause_reader_of(loaded: ModelBundle, search: SearchOptions) -> Optional[PauseReader]:

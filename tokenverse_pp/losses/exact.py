@@ -10,11 +10,10 @@ from typing import Optional, Tuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from tokenverse_pp.losses import native
 from tokenverse_pp.losses.entry import band_log_probs
-from tokenverse_pp.losses.native.lattice import at_least_float32, reduce_loss
+from tokenverse_pp.losses.native.lattice import at_least_float32, once_differentiable, reduce_loss
 from tokenverse_pp.losses.native.pruned import band_loss
 
 

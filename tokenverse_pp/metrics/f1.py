@@ -9,6 +9,7 @@ from typing import Dict, List, Optional, Sequence, Tuple, Union
 import numpy as np
 
 TOKEN = -1  # the token in a sequence of word numbers (which are >= 0)
+ROUNDING = 1e-6  # seconds: 1.1 + 0.25 is not 1.35 in binary
 
 
 def count_aligned(
@@ -141,6 +142,7 @@ def _most_pairs(intervals: Sequence[Interval], times: Sequence[float], collar: f
     Times are processed in order; each takes the free interval that contains it and ends first (by the usual
     exchange argument, no other choice pairs more).
     """
+    collar += ROUNDING
     ahead = sorted((start - collar, end + collar) for start, end in intervals)
     open_ends: List[float] = []
     pairs = seen = 0

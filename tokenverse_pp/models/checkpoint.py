@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Sequence
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -121,14 +121,14 @@ def damage(folder: Path) -> Optional[str]:
     return None
 
 
-def check_model(folder: Path) -> None:
-    """Verify the checksums, if any, of a model folder's weights and tokenizer (raises UserError).
+def check_model(folder: Path, names: Iterable[str] = (WEIGHTS, TOKENIZER)) -> None:
+    """Verify the checksums, if any, of a model folder's weights and tokenizer, or other files (raises UserError).
 
     The configuration is not verified, as it may have been edited.
     """
     try:
         sums = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
-        there = [name for name in (WEIGHTS, TOKENIZER) if (folder / name).is_file()]
+        there = [name for name in names if (folder / name).is_file()]
         wrong = [name for name in there if sums[name] != checksum(folder / name)]
     except FileNotFoundError:
         return

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenverse_pp.base.config import ModelConfig
+from tokenverse_pp.base.errors import UserError
 
 
 class StatelessPredictor(nn.Module):
@@ -19,6 +20,9 @@ class StatelessPredictor(nn.Module):
         dim: D, the dimension of embedding and output.
         context_size: tokens of history, at least 1.
         blank_id: fills the history before the first token; embeds to zero.
+
+    Raises:
+        UserError: a search could not number the contexts with 64 bits (`decoding.scorer.PredictorTable`).
     """
 
     symbols_per_frame = 1  # of greedy search
@@ -27,6 +31,9 @@ class StatelessPredictor(nn.Module):
         super().__init__()
         if context_size < 1:
             raise ValueError(f"context_size must be at least 1, got {context_size}")
+        most = next((size for size in range(63) if vocab_size ** (size + 1) >= 2**63), context_size)
+        if context_size > most:
+            raise UserError(f"--model.context_size={context_size}: with {vocab_size} tokens, expected at most {most}")
         self.context_size = context_size
         self.blank_id = blank_id
         self.dim = dim

@@ -15,6 +15,7 @@ from tokenverse_pp.onnx.runtime import Runtime, StreamingRuntime
 from tokenverse_pp.tasks import load_plugins
 
 EXIT_CODE = 2
+STDIN = "-"
 SHOWN = [name for name in FORMATS if name not in ("raw", "html")]  # text is raw here, html needs jinja2
 
 
@@ -35,11 +36,12 @@ def main(arguments: Optional[List[str]] = None) -> int:
         return _refuse(error)
     code = 0
     for path in args.audio:
+        audio, name = (sys.stdin.buffer.read(), "stdin") if path == STDIN else (path, None)
         try:
-            transcript = runtime.transcribe(path, tasks, args.language, options)
+            transcript = runtime.transcribe(audio, tasks, args.language, options, name)
         except UserError as error:
-            reason = str(error)
-            code = _refuse(error if path in reason else UserError(f"{path}: {reason}"))
+            reason, label = str(error), name or path
+            code = _refuse(error if label in reason else UserError(f"{label}: {reason}"))
             continue
         if args.format == "text":
             said = transcript.raw + "\n"
@@ -61,7 +63,7 @@ def _refuse(error: UserError) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tokenverse_pp.runtime", description=__doc__)
     parser.add_argument("folder", help="what `tokenverse-pp export` wrote")
-    parser.add_argument("audio", nargs="+", help="audio files")
+    parser.add_argument("audio", nargs="+", help="audio files; - for one on standard input")
     parser.add_argument("--tasks", help="names with commas, such as asr,lid [all of the model's]")
     about = "tasks not requested: suppressed, or decoded with the others and stripped [as the model was trained]"
     parser.add_argument("--inactive", choices=["suppress", "strip"], help=about)

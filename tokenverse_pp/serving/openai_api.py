@@ -24,6 +24,7 @@ from tokenverse_pp.serving.http import answer
 from tokenverse_pp.serving.protocol import Limits, shown
 from tokenverse_pp.serving.uploads import UploadError, UploadJob, UploadModel
 from tokenverse_pp.tasks.result import Transcript, Turn
+from tokenverse_pp.tasks.transcript import is_task_token, word_spans
 
 if TYPE_CHECKING:
     from tokenverse_pp.serving.server import StreamingServer
@@ -282,7 +283,9 @@ def to_verbose_json(
 def _segment(number: int, part: Turn, transcript: Transcript, piece_ids: Mapping[str, int]) -> Dict[str, Any]:
     """A paragraph of the text format; ``turn`` is the number of its turn, if speaker changes were requested."""
     words = transcript.words[part.first : part.stop]
-    written = zip(transcript.tokens or (), transcript.times)
+    pieces = transcript.tokens or ()
+    # Not by time: a frame may have the last word of a part and the first one of the next.
+    spans = [(first, stop) for written, first, stop in word_spans(pieces) if not is_task_token(written)]
     text = transcript.written_text(part.first, part.stop)
     data = text.encode()
     segment = {
@@ -291,11 +294,16 @@ def _segment(number: int, part: Turn, transcript: Transcript, piece_ids: Mapping
         "start": part.start,
         "end": part.end,
         "text": text,
-        "tokens": [piece_ids[t] for t, at in written if t in piece_ids and part.start - 1e-6 <= at < part.end],
+        "tokens": [
+            piece_ids[piece]
+            for first, stop in spans[part.first : part.stop]
+            for piece in pieces[first:stop]
+            if piece in piece_ids
+        ],
         "temperature": 0.0,
         "avg_logprob": sum(math.log(max(word.confidence or 0.0, 1e-10)) for word in words) / len(words),
         "compression_ratio": len(data) / len(zlib.compress(data)),
-        "no_speech_prob": None,  # a transducer has none
+        "no_speech_prob": 0.0,  # a transducer has none, and clients compare it with a number
     }
     return {**segment, "turn": part.number} if "scd" in transcript.tasks else segment
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Dict, List, Sequence, Tuple
 from tokenverse_pp.base.languages import language_group
 from tokenverse_pp.metrics.error_rates import error_rates
 from tokenverse_pp.tasks.base import ScoredExample, Task
-from tokenverse_pp.tasks.transcript import Mark, turns_of
+from tokenverse_pp.tasks.transcript import SPACE_SIGN, Mark, turns_of
 
 if TYPE_CHECKING:
     from lhotse.cut import Cut
@@ -35,6 +35,8 @@ class Asr(Task):
             if "[" in turn.text or "]" in turn.text:  # every task token has brackets
                 bad = [word for word in turn.words if "[" in word or "]" in word]
                 problems.append(f"{where}: brackets are for task tokens only, found {bad[0]!r}")
+            if SPACE_SIGN in turn.text:  # the tokenizer reads it as a space: its word would become two
+                problems.append(f"{where}: {SPACE_SIGN!r} is the space sign of the tokenizer, expected plain words")
         return problems
 
     def from_cut(self, cut: Cut) -> None:
@@ -56,7 +58,7 @@ class Asr(Task):
             pair = (e.ref.words, e.hyp.words)
             groups["all"].append(pair)
             language = _language_of(e)
-            if language:
+            if language and language != "all":  # also the code of Allar, whose words would count twice
                 groups.setdefault(language, []).append(pair)
         return {key: error_rates(pairs) for key, pairs in sorted(groups.items())}
 

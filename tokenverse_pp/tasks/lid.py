@@ -95,7 +95,7 @@ class LanguageId(Task):
         for code in codes if self.languages else ():
             meant = matching_languages(code, self.languages)
             if not meant:
-                return [f"field 'language': {code!r} is not one of {', '.join(self.languages)}"]
+                return [f"field 'language': {code!r} is not one of {', '.join(self.languages)} (tasks.languages)"]
             if len(meant) > 1:
                 return [f"field 'language': {code!r} may be {' or '.join(meant)}: expected one of them"]
         if len({self.written(code) for code in codes} if self.languages else _apart(codes)) > 1:

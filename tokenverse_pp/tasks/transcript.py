@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from tokenverse_pp.tasks.base import TaskSet
 
+SPACE_SIGN = "▁"  # of SentencePiece: starts a word
 UNKNOWN: Any = None  # time or confidence in a text without times
 SECONDS_DIGITS, CONFIDENCE_DIGITS = 3, 6  # in hyps.jsonl; most words of a good model are between 0.999 and 1
 
@@ -149,8 +150,8 @@ def word_spans(pieces: Sequence[str]) -> List[Tuple[str, int, int]]:
     is_open = False
     for i, piece in enumerate(pieces):
         is_mark = is_task_token(piece)
-        text = piece if is_mark else piece.replace("▁", "")
-        if is_mark or not is_open or piece.startswith("▁"):
+        text = piece if is_mark else piece.replace(SPACE_SIGN, "")
+        if is_mark or not is_open or piece.startswith(SPACE_SIGN):
             texts.append(text)
             firsts.append(i)
         else:

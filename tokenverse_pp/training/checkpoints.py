@@ -15,7 +15,7 @@ import platform
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any, Callable, Collection, Dict, List, Optional, Sequence, Tuple
+from typing import IO, Any, Callable, Collection, Dict, List, Optional, Sequence, Tuple
 
 import lhotse
 import torch
@@ -26,6 +26,7 @@ import tokenverse_pp
 from tokenverse_pp.base.config import Config
 from tokenverse_pp.base.config_files import load_config, options_of, save_config
 from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.files import claimed
 from tokenverse_pp.data.distributed import gathered
 from tokenverse_pp.data.samplers import SamplerState
 from tokenverse_pp.data.tokenizer import Tokenizer
@@ -143,11 +144,11 @@ def check_unchanged(folder: Path, state: Dict[str, Any], corpora: Sequence[Dict[
 def changed_options(before: Config, now: Config) -> List[str]:
     """``name: old -> new`` for each option that has changed."""
     pairs = zip(options_of(before), options_of(now))
-    return [
-        f"{name}: {old} -> {new}" for (name, old, _), (_, new, _) in pairs if old != new and name not in UNIMPORTANT
-    ]
+    quiet = set(UNIMPORTANT) - ({"training.max_steps"} if now.optim.decay == "cosine" else set())  # the rates end there
+    return [f"{name}: {old} -> {new}" for (name, old, _), (_, new, _) in pairs if old != new and name not in quiet]
 
 
+RUNNING = ".running"  # file in the experiment folder, locked by the process that trains there
 # Of state.json. Up to 2, `optim.layer_decay` counted also the layers above the highest one that runs.
 FORMAT = 3
 
@@ -179,6 +180,7 @@ class Saver:
         self.exp_dir = Path(config.training.exp_dir)
         period = config.training.average_period
         self.average = RunningAverage(period) if period else None
+        self.claim: Optional[IO[bytes]] = None  # of the experiment folder
         self.origin: Dict[str, Any] = {
             "format": FORMAT,
             "world_size": world_size,
@@ -190,21 +192,32 @@ class Saver:
         }
 
     def prepare(self, corpora: List[Dict[str, Any]], url: Optional[str] = None) -> None:
-        """Create the experiment folder with the resolved configuration and the tokenizer.
+        """Create the experiment folder with the resolved configuration and the tokenizer, and claim it for this run.
 
         ``url``: URL to which the folder is uploaded, if any.
+
+        Raises:
+            UserError: it cannot be written, or another process trains there.
         """
         self.origin["corpora"] = corpora
         named = dataclasses.replace(self.config.training, exp_dir=url or self.config.training.exp_dir)
         try:
             self.exp_dir.mkdir(parents=True, exist_ok=True)
+            self.claim = claimed(self.exp_dir / RUNNING)
             save_config(dataclasses.replace(self.config, training=named), self.exp_dir / checkpoint.CONFIG)
             self.tokenizer.save(self.exp_dir / checkpoint.TOKENIZER)
         except OSError as error:
             raise UserError(f"--training.exp_dir: {self.exp_dir}: cannot be written: {error.strerror}") from None
+        except UserError as error:
+            raise UserError(f"--training.exp_dir: another run trains there: {error}") from None
         for end in ("tmp", "old"):
             for left in (self.exp_dir / "checkpoints").glob(f"step-*.{end}"):
                 shutil.rmtree(left, ignore_errors=True)
+
+    def release(self) -> None:
+        """Let other processes train in the experiment folder."""
+        if self.claim is not None:
+            self.claim.close()
 
     def save(self, progress: Progress, write: bool = True) -> None:
         """Write a checkpoint.
@@ -337,9 +350,11 @@ def average(folders: Sequence[Path]) -> Dict[str, Tensor]:
     """The mean of the weights of several checkpoints, summed in float64; other tensors are those of the last one.
 
     Raises:
-        UserError: the tensors of a checkpoint differ from those of the last one.
+        UserError: a checkpoint is damaged, or its tensors differ from those of the last one.
     """
     assert folders, "no checkpoint to average"
+    for folder in folders:
+        checkpoint.check_model(folder, (checkpoint.WEIGHTS,))
     last = checkpoint.read_tensors(folders[-1] / checkpoint.WEIGHTS)
     total = {k: torch.zeros_like(v, dtype=torch.float64) for k, v in last.items() if v.is_floating_point()}
     for folder in folders:
@@ -396,12 +411,14 @@ def average_between(start: Path, end: Path) -> Dict[str, Tensor]:
     ``average_checkpoints_with_averaged_model``. Steps are counted in whole periods.
 
     Raises:
-        UserError: a checkpoint has no running average (``training.average_period`` was 0), or other tensors.
+        UserError: a checkpoint has no running average (``training.average_period`` was 0) or other tensors, or is
+            damaged.
     """
     means, steps = [], []
     for folder in (start, end):
         if not (folder / checkpoint.AVERAGE).is_file():
             raise UserError(f"{folder}: no running average: the run had --training.average_period=0")
+        checkpoint.check_model(folder, (checkpoint.AVERAGE, *([checkpoint.WEIGHTS] if folder == end else [])))
         means.append(checkpoint.read_tensors(folder / checkpoint.AVERAGE))
         state = checkpoint.read_state(folder)
         steps.append(state["step"] - state["step"] % state["average_period"])

@@ -8,7 +8,7 @@ import socket
 from array import array
 from itertools import islice
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 import numpy as np
 from lhotse.cut import Cut
@@ -180,9 +180,16 @@ def check_data(config: Config, tasks: TaskSet, world: DistributedContext = ALONE
     size = sum(path.stat().st_size for path in manifests) / 1e6
     if size > SAID_FROM:
         LOG.info(f"checking the labels of {size:.0f} MB of manifests on {world.size} ranks (--data.validate)")
+    trained = {manifest for path in d.train if path not in known for manifest in open_source(path).manifests()}
+    labelled: Set[str] = set()
     with reading_bar(manifests, "labels") if world.is_first else contextlib.nullcontext() as bar:
         for manifest in manifests:
-            check_labels(manifest, tasks, world, bar)
+            found = check_labels(manifest, tasks, world, bar)
+            labelled.update(found if manifest in trained else ())
+    labelled.update(*world.gather(labelled))
+    nothing = ", ".join(name for name in tasks.names if name not in labelled)
+    if nothing and trained and world.is_first:
+        LOG.warning(f"no cut of data.train is labelled for {nothing}: the run teaches the model nothing about it")
     for path in (*d.train, *d.valid):
         if not is_shar(path):  # a Shar folder holds its audio
             with world.failing_together():
@@ -216,17 +223,24 @@ def same_corpora(rounds: Rounds, world: DistributedContext, valid: Sequence[str]
     return corpora[: len(rounds.sources)]
 
 
-def check_labels(manifest: Path, tasks: TaskSet, world: DistributedContext, bar: Any = None) -> None:
+def check_labels(manifest: Path, tasks: TaskSet, world: DistributedContext, bar: Any = None) -> Set[str]:
     """Check a manifest against the label schema, each rank its part, and that no id occurs twice.
+
+    Returns:
+        The tasks that cuts of this rank's part are labelled for.
 
     Raises:
         UserError: on all ranks, naming the first problem and the number of others in that rank's part.
     """
     hashes = array("Q")  # of ids
+    labelled: Set[str] = set()
 
     def noted(row: ManifestRow) -> Cut:
         hashes.append(name_hash(row.id))
-        return labelled_cut(row)
+        cut = labelled_cut(row)
+        with contextlib.suppress(UserError):  # `find_problems` tells it
+            labelled.update(labelled_tasks(cut))
+        return cut
 
     with world.failing_together():
         rows = read_rows(manifest, bar, (world.rank, world.size))
@@ -245,6 +259,7 @@ def check_labels(manifest: Path, tasks: TaskSet, world: DistributedContext, bar:
             f"{manifest}: {repeated} cuts have the id of another one: `tokenverse-pp manifest validate {manifest}` "
             "names them"
         )
+    return labelled
 
 
 def check_sample(path: str, config: Config, world: DistributedContext, most: Optional[int] = None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import time
@@ -9,8 +10,8 @@ from fnmatch import fnmatchcase as fnmatch
 from pathlib import Path
 from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple, TypeVar
 
-from tokenverse_pp.base.errors import one_line
-from tokenverse_pp.base.files import aligned, replacing
+from tokenverse_pp.base.errors import UserError, one_line
+from tokenverse_pp.base.files import aligned, replacing, write_text
 from tokenverse_pp.data.dataset import Batch
 from tokenverse_pp.training.steps import StepResult, as_record
 
@@ -28,8 +29,9 @@ class RunLog:
         self.path = exp_dir / LOG_FILE
         # A resumed run starts at its checkpoint: it writes the later records of the killed run again.
         kept = [record for record in read_log(self.path) if record["step"] <= step]
-        self.path.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-        self.file = self.path.open("a", encoding="utf-8")
+        with self._writing():
+            write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
+            self.file = self.path.open("a", encoding="utf-8")
         self.board: Any = None
         try:
             from torch.utils.tensorboard import SummaryWriter
@@ -46,8 +48,17 @@ class RunLog:
 
     def note(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Write a record only to ``log.jsonl``; ``kind``: also ``drawn`` (`Meter.drawn`)."""
-        self.file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
-        self.file.flush()
+        with self._writing():
+            self.file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+            self.file.flush()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Raise a UserError that names the file; on a full disk the error of a write does not."""
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written: {error.strerror}") from None
 
     def close(self) -> None:
         """Close both logs."""

@@ -109,7 +109,7 @@ def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
 
 def loss_scales(step: int, config: LossConfig) -> Tuple[float, float]:
     """Return the weights of the simple and the pruned loss, as in icefall's zipformer/train.py."""
-    done = min(1.0, step / max(1, config.warm_steps))
+    done = min(1.0, step / config.warm_steps) if config.warm_steps > 0 else 1.0
     return 1.0 - done * (1.0 - config.simple_scale), 0.1 + 0.9 * done
 
 

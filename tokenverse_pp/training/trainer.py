@@ -97,9 +97,12 @@ class Trainer:
         Args:
             stop: if it asks any rank to stop, all ranks save a checkpoint after the step, and return None.
         """
-        with stop or StopRequest() as self.stop:
-            self._train()
-        return None if self.stopped else self.finish()
+        try:
+            with stop or StopRequest() as self.stop:
+                self._train()
+            return None if self.stopped else self.finish()
+        finally:
+            self.saver.release()
 
     def _train(self) -> None:
         """The loop of `run`."""
@@ -120,6 +123,8 @@ class Trainer:
                 self.save()
         self.meter.start_over()
         begun = self.step
+        if begun >= t.max_steps or self.exhausted or self.progress.place.epoch >= t.epochs:
+            self.say(f"nothing left to train after step {begun} (training.max_steps {t.max_steps})")
         for place, batches in self.draw():
             self.train_step(place, batches)
             bar.update()
@@ -315,6 +320,12 @@ class Trainer:
         check_unchanged(folder, state, corpora, self.config)
         self.saved = self.step
         theirs = load_config(folder / checkpoint.CONFIG)
+        size, wanted = theirs.tokenizer.vocab_size, self.config.tokenizer.vocab_size
+        if size != wanted and not self.config.tokenizer.model:
+            raise UserError(
+                f"{folder}: its vocabulary was made by --tokenizer.vocab_size {size}, not {wanted}: leave it "
+                "as it was, or name another --training.exp_dir"
+            )
         changed = changed_options(theirs, self.config)
         if changed:
             self.say(f"options changed since {folder.name}: {', '.join(changed)}")

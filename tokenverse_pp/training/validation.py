@@ -46,7 +46,8 @@ class ChunkDraw:
 
     def __call__(self, cut_ids: Sequence[str], epoch: int) -> Optional[ChunkOptions]:
         """The chunks of a batch, or None for full context."""
-        key = hashlib.sha256(f"{self.seed}/{epoch}/{'/'.join(cut_ids)}".encode()).digest()
+        # "chunks": not the draw of the active tasks (`Activation`), which a batch of one cut would share.
+        key = hashlib.sha256(f"chunks/{self.seed}/{epoch}/{'/'.join(cut_ids)}".encode()).digest()
         rng = random.Random(key)
         chunk_ms, left, sinks = (
             rng.choice(choices) for choices in (self.config.chunk_ms, self.config.left_chunks, self.config.sinks)

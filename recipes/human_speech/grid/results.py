@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Collection, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Collection, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 from lhotse.cut import Cut
@@ -140,29 +140,36 @@ def gather(place: Place, resamples: int = RESAMPLES, tell: Callable[[str], None]
     }
 
 
-def carried(found: Dict[str, Any], before: Dict[str, Any], names: Collection[str]) -> Dict[str, Any]:
-    """Results, with those of an older file for what they lack: its runs, claims and failures are marked ``before``.
+def carried(found: Dict[str, Any], older: Dict[str, Any], names: Collection[str]) -> Dict[str, Any]:
+    """Results, with those of an older file for what they lack; what is taken from it gets its mark as ``before``.
 
     A claim is taken from the older file while its runs are not finished, if it has the same words, runs and metric.
 
     Args:
+        older: results that also have ``stage``: ``name``, what was different then, and ``mark``, a sign for tables.
         names: the runs of the grid; others are left out.
     """
+    mark = stage_of(older)["mark"]
     runs = {
-        name: {**run, "before": True}
-        for name, run in before["runs"].items()
+        name: {**run, "before": mark}
+        for name, run in older["runs"].items()
         if name in names and name not in found["runs"]
     }
-    of_old = {name: rows for name, rows in before.get("failures", {}).items() if name in runs}
+    of_old = {name: rows for name, rows in older.get("failures", {}).items() if name in runs}
     same = lambda a, b: all(a[key] == b[key] for key in ("says", "run", "than", "metric", "corpus", "relation"))
-    older = {claim["id"]: claim for claim in before.get("claims", ()) if claim["verdict"] != OPEN}
+    judged = {claim["id"]: claim for claim in older.get("claims", ()) if claim["verdict"] != OPEN}
     claims = [
-        {**older[claim["id"]], "before": True}
-        if claim["verdict"] == OPEN and claim["id"] in older and same(claim, older[claim["id"]])
+        {**judged[claim["id"]], "before": mark}
+        if claim["verdict"] == OPEN and claim["id"] in judged and same(claim, judged[claim["id"]])
         else claim
         for claim in found["claims"]
     ]
     return {**found, "runs": {**found["runs"], **runs}, "claims": claims, "failures": {**of_old, **found["failures"]}}
+
+
+def stage_of(older: Mapping[str, Any]) -> Mapping[str, str]:
+    """What was different when the results of an older file were made: ``name``, and ``mark``, a sign for tables."""
+    return older.get("stage", {"name": "before", "mark": "†"})
 
 
 def is_error(metric: str) -> bool:

@@ -4,21 +4,22 @@ A document says what it wants, and gets it between its marker and ``<!-- end -->
 
     <!-- table: runs tokenverse_pp share_* | wer, wer@fillets, scd text -->   a row a run
     <!-- table: sweep task_sets | wer, ner exact -->                          a row a decoding
-    <!-- table: before tokenverse_pp half | wer, scd text -->                 a row a run of the older file, one of this
+    <!-- table: stages tokenverse_pp half | wer, scd text -->                 rows a run: each older file, and this
     <!-- table: cost tokenverse_pp share_* -->                                seeds, steps, minutes, commits
     <!-- table: claims -->
     <!-- table: worst tokenverse_pp -->, <!-- table: causes tokenverse_pp -->      what went wrong, by `worst`
 
 A metric is one of `comparison.Counted` or of switching.py, of all test cuts or (``@fillets``) of a corpus. What is
-carried over from the older file (`results.carried`) is marked with `OLD`.
+carried over from an older file (`results.carried`) has the mark of that file.
 """
 
 from __future__ import annotations
 
 import re
 from fnmatch import fnmatchcase
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Mapping, Sequence, Tuple
 
+from grid.results import stage_of
 from tokenverse_pp.base.errors import UserError
 
 MARK = re.compile(r"<!-- table: (?P<what>\w+) *(?P<args>[^>]*?) *-->\n(?:(?:(?!<!--).*\n)*<!-- end -->\n)?")
@@ -26,14 +27,14 @@ ALL = "all"
 MISSING = "-"
 TITLES = {"wer": "WER", "scd text": "SCD F1", "endp text": "ENDP F1", "ner exact": "NER F1", "lid accuracy": "LID",
           "switched wer all": "WER, all tasks", "switched wer alone": "WER, asr alone"}  # fmt: skip
-OLD = " †"  # of a run or claim that is from before the fix
+NOW = "now"
 
 
-def fill(document: str, results: Mapping[str, Any], before: Optional[Mapping[str, Any]] = None) -> str:
+def fill(document: str, results: Mapping[str, Any], older: Sequence[Mapping[str, Any]] = ()) -> str:
     """The document with all its tables as the results have them.
 
     Args:
-        before: results of an older file, for the tables ``before``.
+        older: results of older files, the oldest first, for the tables ``stages``.
 
     Raises:
         UserError: for a marker that asks for what there is not.
@@ -45,7 +46,7 @@ def fill(document: str, results: Mapping[str, Any], before: Optional[Mapping[str
             raise UserError(f"table {what!r}: expected one of {', '.join(TABLES)}")
         names, _, metrics = match["args"].partition("|")
         wanted = [metric.strip() for metric in metrics.split(",") if metric.strip()]
-        given = {**results, "older": (before or {}).get("runs", {})}
+        given = {**results, "older": older}
         rows = TABLES[what](given, names.split(), wanted)
         mark = match[0].split("\n", 1)[0]
         return f"{mark}\n\n{markdown(rows)}\n\n<!-- end -->\n"
@@ -72,15 +73,20 @@ def runs_table(results: Mapping[str, Any], names: Sequence[str], metrics: Sequen
     return rows
 
 
-def before_table(results: Mapping[str, Any], names: Sequence[str], metrics: Sequence[str]) -> List[List[str]]:
-    """Two rows a run: what the older file has of it, and what these results have, if it was run again."""
+def stages_table(results: Mapping[str, Any], names: Sequence[str], metrics: Sequence[str]) -> List[List[str]]:
+    """Of each run in the order of the stages: a row for each older file that has it, and one for these results.
+
+    A run that only one stage has is left out: there is nothing to compare.
+    """
     rows = [["run", "", "seeds", *map(_title, metrics)]]
-    for name, old in chosen({"runs": results["older"]}, names):
-        new = results["runs"].get(name, {})
-        for when, run in (("before", old), ("after", {} if new.get("before") else new)):
-            scores = run.get("scores", {})
-            seeds = str(len(run["seeds"])) if run else MISSING
-            rows.append([f"`{name}`", when, seeds, *(score_cell(scores, metric) for metric in metrics)])
+    now = {name: run for name, run in results["runs"].items() if "before" not in run}
+    stages = [*((stage_of(old)["name"], old["runs"]) for old in results["older"]), (NOW, now)]
+    every = {name: {} for _, runs in stages for name in runs}
+    for name, _ in chosen({"runs": every}, names):
+        found = [(stage, runs[name]) for stage, runs in stages if "scores" in runs.get(name, {})]
+        for stage, run in found if len(found) > 1 else ():
+            cells = [score_cell(run["scores"], metric) for metric in metrics]
+            rows.append([f"`{name}`", stage, str(len(run["seeds"])), *cells])
     return rows
 
 
@@ -120,7 +126,7 @@ def claims_table(results: Mapping[str, Any], names: Sequence[str], metrics: Sequ
             scores = f"{_percent(claim['a'])}, {other}"
         versus = f"`{claim['run']}`" + (f" / `{claim['than']}`" if claim["than"] else "")
         says = f"{claim['says']} ({_title(claim['metric'])}{where}; {versus})"
-        rows.append([says, scores, found, claim["verdict"] + (OLD if claim.get("before") else "")])
+        rows.append([says, scores, found, claim["verdict"] + _mark(claim)])
     return rows
 
 
@@ -141,7 +147,7 @@ def _failures(results: Mapping[str, Any], names: Sequence[str], which: str) -> L
 
 TABLES = {
     "runs": runs_table,
-    "before": before_table,
+    "stages": stages_table,
     "sweep": sweep_table,
     "cost": cost_table,
     "claims": claims_table,
@@ -160,7 +166,7 @@ def chosen(results: Mapping[str, Any], names: Sequence[str]) -> Iterator[Tuple[s
 
 def named(name: str, run: Mapping[str, Any]) -> str:
     """The name of a run, or of a decoding of it, for a row."""
-    return f"`{name}`" + (OLD if run.get("before") else "")
+    return f"`{name}`" + _mark(run)
 
 
 def score_cell(scores: Mapping[str, Any], metric: str) -> str:
@@ -172,6 +178,11 @@ def score_cell(scores: Mapping[str, Any], metric: str) -> str:
     low, high = found["interval"]
     spread = f" ±{_percent(found['deviation'])}" if "deviation" in found else ""
     return f"{_percent(found['mean'])} ({_percent(low)} .. {_percent(high)}){spread}"
+
+
+def _mark(found: Mapping[str, Any]) -> str:
+    """Behind the name of what is from an older file, that file's mark."""
+    return f" {found['before']}" if "before" in found else ""
 
 
 def _title(metric: str) -> str:

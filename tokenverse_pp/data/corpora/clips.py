@@ -97,7 +97,7 @@ def part_of(name: str, language: str, rows: Iterable[Union[Clip, LeftOutRow]], j
             clips.append(row)
     recordings, supervisions = [], []
     opened = current_engine().map(open_clip, clips, jobs, 64)
-    bar = tqdm(opened, total=len(clips), desc=name, mininterval=1.0)
+    bar = tqdm(opened, total=len(clips), desc=name, mininterval=1.0, disable=None)
     for row, recording in zip(clips, bar):
         if isinstance(recording, str):
             left_out.append((row.id, recording))
@@ -239,7 +239,7 @@ def unpack(archive: Path, folder: Path) -> List[Path]:
     paths: List[Path] = []
     try:
         with gzip.open(archive) as raw, tarfile.open(fileobj=raw, mode="r|") as tar:
-            for member in tqdm(tar, desc=archive.name, unit=" files", mininterval=1.0):
+            for member in tqdm(tar, desc=archive.name, unit=" files", mininterval=1.0, disable=None):
                 name = PurePosixPath(member.name).name
                 file = tar.extractfile(member) if member.isfile() and name.endswith(CLIP_ENDINGS) else None
                 if file is None:

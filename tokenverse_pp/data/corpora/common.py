@@ -178,7 +178,9 @@ def at_16_khz(
     convert = partial(write_16_khz, folder=folder, channel=channel)
     # One thread per process: OpenMP's threads of this process do not exist in a forked one.
     written = current_engine().map(convert, others, jobs, 8, torch.set_num_threads)
-    progress = tqdm(zip(others, written), total=len(others), desc=f"16 kHz {folder.name}", mininterval=1.0)
+    progress = tqdm(
+        zip(others, written), total=len(others), desc=f"16 kHz {folder.name}", mininterval=1.0, disable=None
+    )
     for recording, new in progress:
         check_shared(source.source for source in new.sources)
         kept[recording.id] = new

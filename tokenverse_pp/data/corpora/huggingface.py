@@ -52,7 +52,7 @@ def prepare_huggingface(
     """Write ``cuts_<part>.jsonl.gz`` for each split; the part of ``validation`` is ``dev``.
 
     Args:
-        run: its ``corpus_dir`` is a folder (`save_to_disk`, audiofolder, parquet) or a name on the hub.
+        run: its ``corpus_dir`` is a folder (`save_to_disk`, parquet) or a name on the hub.
         config: the configuration, if there are several.
         splits: splits to prepare; from the hub no others are downloaded. Empty: all.
         columns: field -> column, as for `FieldMap`.

@@ -38,7 +38,7 @@ from tokenverse_pp.base.files import is_finite
 from tokenverse_pp.base.languages import checked_language
 from tokenverse_pp.data.corpora.common import LeftOut, Say, stem, write_checked_files
 from tokenverse_pp.data.labels import LABEL_SOURCE, MACHINE, TOLERANCE, type_problems
-from tokenverse_pp.data.manifests import load_kind, read_cuts, shortened
+from tokenverse_pp.data.manifests import check_output, load_kind, read_cuts, shortened
 from tokenverse_pp.data.normalise import NORMALISERS
 from tokenverse_pp.tasks.punct import is_complete
 from tokenverse_pp.tasks.registry import REGISTRY
@@ -558,6 +558,7 @@ def write_conversations(
     Raises:
         UserError: naming file and supervision. Nothing is written then.
     """
+    check_output(output)
     options.check()
     unknown = [name for name in tasks if name not in REGISTRY]
     if unknown:

@@ -35,6 +35,7 @@ from tokenverse_pp.tasks.registry import REGISTRY, unknown_task
 
 FREE = -1  # a key that no set has yet
 OF_TURNS = ("speaker", "text")  # keys of which every turn has one
+KINDS = (*OF_TURNS, "recording")  # other keys are custom fields
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class KeyRule:
     """The keys that sets must not share."""
 
     kinds: Tuple[str, ...]
-    """What no two sets may share: speaker, text, recording, or a custom field of cuts or turns. May be given again."""
+    """What no two sets may share: speaker, text, recording, or a custom field of cuts or turns. May be given again,
+    or several with commas."""
     text_words: int = 1
     """Texts of fewer words may be in several sets (everybody says yes)."""
     allow_missing: bool = False
@@ -171,11 +173,18 @@ def split_manifest(
         set -> ``cuts``, ``hours``, ``groups``.
 
     Raises:
-        UserError: see `KeyRule.keys` and `assign`. Then nothing is written.
+        UserError: see `KeyRule.keys` and `assign`, and for a custom field that no cut has. Then nothing is written.
     """
-    groups = Groups()
+    groups, unseen, count = Groups(), set(rule.kinds) - set(KINDS), 0
     for row in read_rows(path, bar):
-        groups.join(rule.keys(row), duration_of(row) / SECONDS_PER_HOUR)
+        count += 1
+        keys = rule.keys(row)
+        groups.join(keys, duration_of(row) / SECONDS_PER_HOUR)
+        unseen.difference_update(kind for kind, _ in keys)
+    if unseen:  # most likely misspelt: with `allow_missing`, the sets would share what they must not
+        raise UserError(f"{path}: no cut has a {min(unseen)}: expected {', '.join(KINDS)} or a custom field")
+    if count < len(shares):
+        raise UserError(f"{path}: {count} cuts for {len(shares)} sets ({', '.join(shares)}): expected one for each")
     names = list(shares)
     chosen = assign(groups.hours(), list(shares.values()), seed)
     counts = {name: {"cuts": 0, "hours": 0.0, "groups": 0} for name in names}

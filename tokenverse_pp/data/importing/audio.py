@@ -39,7 +39,10 @@ class AudioOut:
         """Return the folder, created if necessary (raises UserError if the path existed before, unless ``kept``)."""
         if not self._made:
             if os.path.lexists(self.path) and not self.kept:
-                raise UserError(f"--audio-out: {self.path} is there already; expected the name of a folder to make")
+                raise UserError(
+                    f"--audio-out: {self.path} is there already, perhaps from an earlier import: "
+                    "remove it or name another folder"
+                )
             self.path.mkdir(parents=True, exist_ok=self.kept)
             self._made = True
         return self.path

@@ -247,7 +247,7 @@ def _blocks(file: Path) -> Iterator[Tuple[List[Tuple[Place, str]], Optional[str]
         place = Place(str(file), number)
         line = ""
         try:
-            line = text_of(raw, str(place))
+            line = text_of(raw, f"line {number}")
         except UserError as problem:
             error, line = error or str(problem), "?"
         blank = not line.strip() or line.startswith("-DOCSTART-")
@@ -302,9 +302,11 @@ def _sentence(lines: List[Tuple[Place, str]], error: Optional[str], layout: _Lay
     try:
         for where, cells in tokens:
             if len(cells) < 2:
-                raise BadRow(f"{where}: expected a token and its tag")
+                raise BadRow(f"line {where.line}: expected a token and its tag")
             if len(cells) != layout.columns:
-                raise BadRow(f"{where}: expected {layout.columns} columns, as most lines have, found {len(cells)}")
+                raise BadRow(
+                    f"line {where.line}: expected {layout.columns} columns, as most lines have, found {len(cells)}"
+                )
         for first, end, kind in bio_spans(cells[-1] for _, cells in tokens):
             spans.append((starts[first], starts[end - 1] + len(tokens[end - 1][1][0]), kind))
     except UserError as problem:

@@ -148,6 +148,7 @@ def _is_space(char: str) -> bool:
 TEXTS = ("id", "audio", "recording", "channel", "text", "speaker", "language")
 NAMES = (*TEXTS, "start", "end", "duration", "entities", "endpoint", "tasks")
 FIRST = ("audio", "recording", "channel")
+BEGINS = ("offset", "onset", "begin", "start_time", "start_sec", "start_s")  # columns that are the start elsewhere
 CUSTOM = "custom."  # custom.NAME: a custom field of the supervision, for a task that is not built in
 TRUE, FALSE = ("true", "yes", "1", "t", "y"), ("false", "no", "0", "f", "n")
 
@@ -185,10 +186,21 @@ class FieldMap:
             UserError: if one is missing; the message names the file, its columns and the option that maps them.
         """
         found = list(columns)
+        names = ", ".join(found) or "none"
+        other = [mark for mark in ";\t|," if len(found) == 1 and mark in found[0]]
+        if other:  # a single column with a separator in its name: most likely the cells are separated by that
+            names += f"; are the cells separated by {other[0]!r} (--delimiter)?"
         missing = [column for column in self.columns.values() if column and column not in found]
         if missing:
-            raise UserError(f"{file}: no column {missing[0]!r} (--column); found {', '.join(found) or 'none'}")
+            raise UserError(f"{file}: no column {missing[0]!r} (--column); found {names}")
         fields = self.over(found)
+        begin = next((column for column in BEGINS if column in found), None)
+        for name in ("duration", "end"):
+            if name in fields and "start" not in fields and begin is not None and begin not in fields.values():
+                raise UserError(
+                    f"{file}: column {fields[name]!r} is the {name}, and no column the start: name it, "
+                    f"--column start={begin}, or leave the {name} out, --column {name}="
+                )
         needed = {}
         if "audio" not in fields and "recording" not in fields:
             needed["audio"] = "audio (a path) or recording (a name)"
@@ -197,7 +209,7 @@ class FieldMap:
         if needed:
             way = " ".join(f"--column {name}=COLUMN" for name in needed)
             said = " and no column ".join(needed.values())
-            raise UserError(f"{file}: no column {said}; found {', '.join(found) or 'none'}: name it, {way}")
+            raise UserError(f"{file}: no column {said}; found {names}{' Else' if other else ':'} name it, {way}")
 
     def row(self, place: Place, default_id: str, cells: Mapping[str, Any]) -> RowOrRejected:
         """Return a row of a table. None and empty cells count as missing; an empty list does not."""

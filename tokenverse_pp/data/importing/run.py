@@ -40,6 +40,7 @@ from tokenverse_pp.data.importing.sources import RECORDING, ImportOptions, check
 from tokenverse_pp.data.labels import check_cut
 from tokenverse_pp.data.lines import NameSet
 from tokenverse_pp.data.manifests import ORIGINAL_RECORDING, check_output, writing_rows
+from tokenverse_pp.tasks.registry import BUILT_IN, REGISTRY
 
 
 def by_recording(items: Iterable[Tuple[str, float, RowOrRejected]]) -> Iterator[List[RowOrRejected]]:
@@ -83,14 +84,21 @@ class BadTurn(BadRow):
 def tasks_of(rows: Sequence[Row]) -> List[str]:
     """The tasks that the rows of a cut are labelled for.
 
-    If any row names tasks, these are the tasks that all rows name; otherwise each task whose field all rows have.
+    If any row names tasks, these are the tasks that all rows name; otherwise each task whose field all rows have, tasks
+    of plugins included.
     """
     named = [row.tasks for row in rows if row.tasks is not None]
     if named:
         first = named[0] if len(named) == len(rows) else ["asr"]
         return [name for name in first if all(name in tasks for tasks in named)]
     found = ["asr"] + [name for name, field in NEEDS.items() if all(getattr(row, field) is not None for row in rows)]
-    return [*found, "punct"] if all(isinstance(row.custom.get("written"), str) for row in rows) else found
+    if all(isinstance(row.custom.get("written"), str) for row in rows):
+        found.append("punct")
+    for name, task in sorted(REGISTRY.items()):
+        fields = task.own_fields if name not in BUILT_IN else ()
+        if fields and all(row.custom.get(field) is not None for row in rows for field in fields):
+            found.append(name)
+    return found
 
 
 def reject_group(rows: Sequence[Row], error: BadRow) -> List[Rejected]:
@@ -115,6 +123,11 @@ def _bounds(row: Row, recording: Recording) -> Tuple[float, float]:
 Say = Callable[[str], None]
 
 
+def audio_folder(output: Path, options: ImportOptions) -> Path:
+    """The new folder for audio that an import into ``output`` must write."""
+    return options.audio_out or output.parent / f"{output.name.split('.')[0]}_audio"
+
+
 def import_manifest(output: Path, options: ImportOptions, say: Say = print) -> Ledger:
     """Read a corpus according to the options, write its cuts to ``output``, and return the counts.
 
@@ -124,7 +137,7 @@ def import_manifest(output: Path, options: ImportOptions, say: Say = print) -> L
     """
     check_output(output)
     check_paths(options)  # before anything is opened
-    audio_out = AudioOut(options.audio_out or output.parent / f"{output.name.split('.')[0]}_audio")
+    audio_out = AudioOut(audio_folder(output, options))
     ledger = Ledger()
     done = False
     try:

@@ -43,8 +43,8 @@ class ImportOptions:
     kaldi: Optional[Path] = None
     """Kaldi data folder."""
     hf: Optional[Path] = None
-    """Hugging Face data set: a folder (save_to_disk, audiofolder, parquet), or a name on the hub (owner/name) to
-    download."""
+    """Hugging Face data set: a folder (save_to_disk, parquet), or a name on the hub (owner/name) to download. An
+    audiofolder is a table: --table metadata.csv --column audio=file_name."""
     hf_config: Optional[str] = None
     """Configuration of the Hugging Face data set, if there are several."""
     hf_split: Optional[str] = None
@@ -151,6 +151,12 @@ def rows_of(options: ImportOptions, audio_out: AudioOut, finder: AudioFinder) ->
     recordings, bad = _recordings(options)
     rttm: List[object] = list(read_rttm(options.rttm, options.nist_notation)) if options.rttm is not None else []
     ctm: List[object] = list(read_ctm(options.ctm, options.nist_notation)) if options.ctm is not None else []
+    if turns != "rttm" and not any(isinstance(item, (Row, Rejected)) for item in rttm):
+        _refuse_empty(options.rttm, "SPEAKER lines")
+    if turns != "ctm" and not ctm:
+        _refuse_empty(options.ctm, "words")
+    if not recordings and not bad:
+        _refuse_empty(options.recordings, "recordings")
     # LEXEME lines of an RTTM file are used only if it gives the turns, and no CTM has the same words.
     lexemes = rttm if turns == "rttm" and options.ctm is None else ()
     timed = [item for item in [*lexemes, *ctm] if isinstance(item, ImportedWord)]
@@ -204,6 +210,12 @@ def rows_of(options: ImportOptions, audio_out: AudioOut, finder: AudioFinder) ->
         yield item if has_audio else replace(item, harmless=True)
     if speakers is not None:
         yield from speakers.unused()
+
+
+def _refuse_empty(path: Optional[Path], what: str) -> None:
+    """Raise UserError for a file that is to complete the rows and has nothing to complete them with."""
+    if path is not None:
+        raise UserError(f"{path}: holds no {what}; nothing was written")
 
 
 def _complete(

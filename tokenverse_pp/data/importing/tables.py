@@ -32,7 +32,7 @@ from tokenverse_pp.data.lines import MAX_LINE, number_of, raw_lines, text_of
 from tokenverse_pp.data.manifests import reason_of
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
-JSON_LINES = (".jsonl", ".ndjson")
+JSON_LINES = (".jsonl", ".ndjson", ".json")  # NeMo's manifests end in .json
 _ENDING = re.compile(r"\.[A-Za-z0-9]{2,5}$")  # file extension
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 MOST_LINES = 1000  # maximum lines of one CSV row, whose quoted cells may contain line ends
@@ -109,7 +109,8 @@ def _delimited_rows(path: Path, fields: FieldMap, stem: str, delimiter: str) -> 
             if record.problem is not None:
                 raise UserError(f"{place}: expected a header line with the names of the columns: {record.problem}")
             header = records.columns = record.cells
-            twice = next((name for name in header if header.count(name) > 1), None)
+            # Spreadsheets write several columns without a name.
+            twice = next((name for name in header if name and header.count(name) > 1), None)
             if twice is not None:
                 raise UserError(f"{place}: column {twice!r} is there twice")
             fields.check(header, str(path))

@@ -19,9 +19,8 @@ from typing import Dict, List, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from tokenverse_pp.losses.native.lattice import without_autocast
+from tokenverse_pp.losses.native.lattice import once_differentiable, without_autocast
 
 # Minimum and maximum number of elements of a chunk's larger tensor. On a CPU, 4 MB in float32 stay in the caches, where
 # all but the matrix products cost little; but a product of fewer than CHUNK_ROWS rows repacks the weights too often, so

@@ -22,7 +22,6 @@ from typing import Any, Callable, NamedTuple, Optional, Tuple, TypeVar, Union, c
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from tokenverse_pp.losses.native.kernels import triton_kernels
 
@@ -47,6 +46,22 @@ def reduce_loss(loss: Tensor, reduction: Optional[str]) -> Tensor:
     if reduction == "sum":
         return loss.sum()
     raise ValueError(f"reduction should be one of {REDUCTIONS}, given {reduction!r}")
+
+
+def once_differentiable(function: Method) -> Method:
+    """Decorate a backward pass: with ``create_graph=True`` it raises RuntimeError.
+
+    torch's decorator of this name does not if the incoming gradients are constants: a gradient penalty would leave out
+    the second derivative of this function, and be wrong.
+    """
+
+    @functools.wraps(function)
+    def wrapped(ctx: Any, *grads: Any) -> Any:
+        if torch.is_grad_enabled():
+            raise RuntimeError(f"{type(ctx).__name__} has no second derivative: expected create_graph=False")
+        return function(ctx, *grads)
+
+    return cast(Method, wrapped)
 
 
 def without_autocast(function: Method) -> Method:

@@ -14,7 +14,6 @@ from typing import Optional, Tuple, Union
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from tokenverse_pp.losses.native.kernels import triton_kernels
 from tokenverse_pp.losses.native.lattice import (
@@ -23,6 +22,7 @@ from tokenverse_pp.losses.native.lattice import (
     checked_boundary,
     delay_offsets,
     mutual_information_recursion,
+    once_differentiable,
     reduce_loss,
     without_autocast,
 )

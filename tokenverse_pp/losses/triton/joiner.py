@@ -17,9 +17,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from tokenverse_pp.losses.native.lattice import without_autocast
+from tokenverse_pp.losses.native.lattice import once_differentiable, without_autocast
 from tokenverse_pp.losses.triton.lattice import on_its_device, zeros_of_shapes
 
 # Elements of the larger tensor of a chunk: at most 128 MiB in float32. A smaller band is halved, which is as fast and

@@ -24,7 +24,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from tokenverse_pp.losses.native.lattice import once_differentiable
 
 # Sizes that change from batch to batch: Triton would recompile a kernel if one becomes 1 or a multiple of 16.
 SIZES = (

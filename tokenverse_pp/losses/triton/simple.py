@@ -13,9 +13,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from tokenverse_pp.losses.native.lattice import without_autocast
+from tokenverse_pp.losses.native.lattice import once_differentiable, without_autocast
 from tokenverse_pp.losses.triton.lattice import Lattice, on_its_device, zeros_of_shapes
 
 _ROW = 1024  # numbers of a row that a program holds in registers at a time

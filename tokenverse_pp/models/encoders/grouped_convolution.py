@@ -12,8 +12,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from tokenverse_pp.losses.native.lattice import once_differentiable
 from tokenverse_pp.losses.triton.lattice import on_its_device
 
 FRAMES = 128  # of one program at a time
