@@ -158,5 +158,5 @@ def test_tasks_and_languages_may_have_commas_as_on_the_command_line():
     given = decode_options(TranscribeOptions(tasks="asr, lid", language="fr,nl"), known)
     assert given == decode_options(TranscribeOptions(tasks=["asr", "lid"], language=("fr", "nl")), known)
     assert given.tasks == ("asr", "lid") and given.search.languages == ("fr", "nl")
-    with pytest.raises(UserError, match="'sdc' is not a task"):
+    with pytest.raises(UserError, match="tasks: task 'sdc': this model knows asr"):
         decode_options(TranscribeOptions(tasks="asr,sdc"), known)

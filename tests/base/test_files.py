@@ -50,7 +50,7 @@ def test_a_pipe_is_written_to_and_not_replaced(tmp_path):
 
 def test_folders_are_no_files(tmp_path):
     for path in (tmp_path, "", "."):
-        with pytest.raises(UserError, match="expected a file to write"):
+        with pytest.raises(IsADirectoryError, match="expected a file to write"):
             write_text(path, "oui")
     assert not list(tmp_path.iterdir())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
@@ -46,7 +47,7 @@ def replacing(path: PathLike) -> Iterator[Path]:
     (``/dev/null``, ``/dev/stdout``) its content is written.
 
     Raises:
-        UserError: ``path`` is a folder, or names no file.
+        IsADirectoryError: ``path`` is a folder, or names no file.
     """
     url = url_of(path)
     if url is not None:
@@ -59,7 +60,7 @@ def replacing(path: PathLike) -> Iterator[Path]:
         return
     target = Path(path)
     if not target.name or target.is_dir():
-        raise UserError(f"{str(path) or repr('')}: expected a file to write, found a folder")
+        raise IsADirectoryError(errno.EISDIR, "expected a file to write, found a folder", str(path) or repr(""))
     if _is_special(target):  # root would replace the device by a file
         with tempfile.TemporaryDirectory(prefix="tokenverse_pp-") as folder:
             temporary = Path(folder) / target.name
