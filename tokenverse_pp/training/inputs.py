@@ -174,18 +174,20 @@ def check_data(config: Config, tasks: TaskSet, world: DistributedContext = ALONE
     """
     d = config.data
     known = d.train if resumed and not config.training.allow_changed_data else []
-    manifests = [
-        manifest for path in (*d.train, *d.valid) if path not in known for manifest in open_source(path).manifests()
-    ]
+    trained, others = (
+        [manifest for path in paths if path not in known for manifest in open_source(path).manifests()]
+        for paths in (d.train, d.valid)
+    )
+    manifests = [*trained, *others]
     size = sum(path.stat().st_size for path in manifests) / 1e6
     if size > SAID_FROM:
         LOG.info(f"checking the labels of {size:.0f} MB of manifests on {world.size} ranks (--data.validate)")
-    trained = {manifest for path in d.train if path not in known for manifest in open_source(path).manifests()}
     labelled: Set[str] = set()
     with reading_bar(manifests, "labels") if world.is_first else contextlib.nullcontext() as bar:
-        for manifest in manifests:
-            found = check_labels(manifest, tasks, world, bar)
-            labelled.update(found if manifest in trained else ())
+        for manifest in trained:
+            labelled.update(check_labels(manifest, tasks, world, bar))
+        for manifest in others:
+            check_labels(manifest, tasks, world, bar)
     labelled.update(*world.gather(labelled))
     nothing = ", ".join(name for name in tasks.names if name not in labelled)
     if nothing and trained and world.is_first:
