@@ -263,9 +263,11 @@ def best_symbols(log_probs: Tensor, count: int) -> Tuple[np.ndarray, np.ndarray]
     """Values and ids (M, K) of the best symbols in log_probs (M, V), K at most ``count``; of equal ones the first."""
     best, symbols = (x.cpu().numpy() for x in log_probs.topk(min(count + 1, log_probs.size(1))))
     # `topk` takes equal ones in any order. They are common with a joiner in bfloat16.
-    tied = best[:, 1:] == best[:, :-1]
-    if np.count_nonzero(tied):
-        rows = np.flatnonzero((tied & (best[:, 1:] > NEG_INF)).any(1))
+    if np.count_nonzero(best[:, 1:] == best[:, :-1]):
+        symbols = np.take_along_axis(symbols, np.lexsort((symbols, -best)), 1)
+        # Only if the last one that is kept equals the next may the first of equal ones be elsewhere in the row.
+        edge = best[:, count - 1] if best.shape[1] > count else np.full(len(best), NEG_INF)
+        rows = np.flatnonzero((edge == best[:, -1]) & (edge > NEG_INF))
         found = log_probs[torch.from_numpy(rows).to(log_probs.device)].cpu().numpy()
         symbols[rows] = np.argsort(-found, axis=1, kind="stable")[:, : symbols.shape[1]]
         best[rows] = np.take_along_axis(found, symbols[rows], 1)
