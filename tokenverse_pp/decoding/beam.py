@@ -199,25 +199,31 @@ class BeamSearch:
 
     def _step(self, t: int) -> Tuple[np.ndarray, np.ndarray]:
         """Extend by frame t. Return the extensions' scores before merging and their ``index`` (`BeamTrace`), (n, B)."""
-        best, symbols, which = self._best(t)
-        count, n = best.shape[1], len(self.score)
-        extended = (best[which] + self.score.reshape(-1, 1)).reshape(n, -1)
+        log_probs, which = self._log_probs(t)
+        best, symbols = (x.cpu().numpy() for x in log_probs.topk(min(self.beam + 1, self.scorer.vocab_size)))
+        count = best.shape[1]
+        extended = (best.take(which, axis=0) + self.score.reshape(-1, 1)).reshape(len(self.score), -1)
         # Equal scores are ordered by slot, then by symbol.
         at = np.argsort(-extended, axis=1, kind="stable")[:, : self.beam]
-        value = extended.take(at + np.arange(n)[:, None] * extended.shape[1])
+        value = extended.take(at + self.first_slot * count)
         parent = at // count
         slot = parent + self.first_slot
-        token = symbols.take(which.take(slot) * count + at % count)
+        source = which.take(slot) * count + at % count
+        equals_next = np.zeros(best.shape, dtype=bool)
+        equals_next[:, :-1] = best[:, 1:] == best[:, :-1]  # common with a joiner in bfloat16
+        tied = source[equals_next.take(source) & (value > NEG_INF)]
+        for i in set((tied // count).tolist()):
+            put_first_equals(symbols[i], best[i], log_probs[i])
+        token = symbols.take(source)
         self._advance(slot, token)
         self.score = value if self.beam == 1 else self._merge(value)
         return value, parent * self.scorer.vocab_size + token
 
-    def _best(self, t: int) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return log-probabilities and ids (M, K) of the best symbols in M distinct conditions, and each slot's row.
+    def _log_probs(self, t: int) -> Tuple[Tensor, np.ndarray]:
+        """Return the log-probabilities (M, V) of all symbols in M distinct conditions, and each slot's row of them.
 
-        The best extensions overall are among the best of each row. Hypotheses of an utterance that differ only in older
-        tokens (half of them or more, in a trained model) have the same context and share a row: the joiner, the most
-        costly part of a search, is run for distinct rows only.
+        Hypotheses of an utterance that differ only in older tokens (half of them or more, in a trained model) have the
+        same context and share a row: the joiner, the most costly part of a search, is run for distinct rows only.
         """
         slots = list(zip(self.owner, self.context.ravel().tolist(), self.state.ravel().tolist(), self.earning))
         number = {slot: i for i, slot in enumerate(dict.fromkeys(slots))}
@@ -230,7 +236,7 @@ class BeamSearch:
             log_probs += self.constraints.weights.index_select(0, state)
         if self.bonus is not None:
             log_probs += self.bonus.look_up(earning, self.device)
-        return (*best_symbols(log_probs, self.beam), which)
+        return log_probs, which
 
     def _advance(self, slot: np.ndarray, token: np.ndarray) -> None:
         """Update the states of the hypotheses: ``slot`` (n, B) of the parent and ``token`` (n, B) of each extension."""
@@ -259,19 +265,14 @@ class BeamSearch:
         return np.where(worse, NEG_INF, np.logaddexp(value, twin))
 
 
-def best_symbols(log_probs: Tensor, count: int) -> Tuple[np.ndarray, np.ndarray]:
-    """Values and ids (M, K) of the best symbols in log_probs (M, V), K at most ``count``; of equal ones the first."""
-    best, symbols = (x.cpu().numpy() for x in log_probs.topk(min(count + 1, log_probs.size(1))))
-    # `topk` takes equal ones in any order. They are common with a joiner in bfloat16.
-    if np.count_nonzero(best[:, 1:] == best[:, :-1]):
-        symbols = np.take_along_axis(symbols, np.lexsort((symbols, -best)), 1)
-        # Only if the last one that is kept equals the next may the first of equal ones be elsewhere in the row.
-        edge = best[:, count - 1] if best.shape[1] > count else np.full(len(best), NEG_INF)
-        rows = np.flatnonzero((edge == best[:, -1]) & (edge > NEG_INF))
-        found = log_probs[torch.from_numpy(rows).to(log_probs.device)].cpu().numpy()
-        symbols[rows] = np.argsort(-found, axis=1, kind="stable")[:, : symbols.shape[1]]
-        best[rows] = np.take_along_axis(found, symbols[rows], 1)
-    return best[:, :count], symbols[:, :count]
+def put_first_equals(symbols: np.ndarray, best: np.ndarray, log_probs: Tensor) -> None:
+    """Order the best ``symbols`` (K,) of log_probs (V,), with the values ``best`` (K,): of equal ones the first ids.
+
+    `torch.topk` takes them in any order, and of those that equal the last of the K any.
+    """
+    last = best == best[-1]
+    symbols[last] = (log_probs == float(best[-1])).nonzero()[: np.count_nonzero(last), 0].cpu().numpy()
+    symbols[:] = symbols[np.lexsort((symbols, -best))]
 
 
 def _read_back(trace: BeamTrace, final: np.ndarray, scorer: Scorer, lengths: Sequence[int]) -> List[List[Hypothesis]]:
