@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Dict, Optional, Tuple
 
 import click
-from grid.claims import judge_all, read_claims
+from grid.claims import judge_all, read_claims, verdict_of
 from grid.grid import load_grid, read_yaml
 from grid.plots import NothingToDraw, draw, read_panels
 from grid.results import carried, read_results, rounded, utterances_of_run
@@ -166,6 +166,8 @@ def gather(setup: Setup, steps: Optional[int], resamples: int, results: Path, ol
     found["failures"] = {name: without_texts(utterances_of_run(place, name)) for name in shown}
     for path in reversed(older):
         found = carried(found, read_results(path), place.grid.runs)
+    # Those carried over were judged when they were run, maybe by another rule.
+    found["claims"] = [{**claim, "verdict": verdict_of(claim)} for claim in found["claims"]]
     write_text(results, json.dumps(rounded(found), indent=1, ensure_ascii=False) + "\n")
     click.echo(f"results: {results}")
 

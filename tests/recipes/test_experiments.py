@@ -7,7 +7,7 @@ import click.testing
 import pytest
 import yaml
 from experiment_grids import ROOT, SCRIPT, finish, place_of, write_grid
-from grid.claims import Claim, judge, read_claims
+from grid.claims import Claim, judge, read_claims, verdict_of
 from grid.grid import Derivation, claim_tasks, derive, divided, flatten, load_grid, nested
 from grid.runs import as_options
 from grid.tables import claims_table, fill
@@ -237,13 +237,29 @@ def test_more_is_better_but_for_word_errors(metric, more):
 
 def test_what_cannot_be_told_apart():
     assert verdict("better", HALF, SAME) == "undecided"
-    assert verdict("not worse", HALF, SAME) == "supported"
+    assert verdict("not worse", HALF, SAME) == "undecided"  # of 200 utterances: a loss of ten points could hide
+    assert verdict("not worse", HALF, HALF) == "supported"
     assert verdict("better", HALF, HALF) == "undecided"
     nothing = RatioCounts.of([[(0, 1) for _ in range(200)]])
     assert verdict("not worse", nothing, nothing) == "undecided"
     assert verdict("not worse", nothing, nothing, "wer") == "supported"
     assert judge(Claim("x", "", "a", "better", "wer", than="b"), HALF, None)["verdict"] == "not run"
     assert judge(Claim("x", "", "a", "better", "wer", than="b"), None, HALF)["verdict"] == "not run"
+
+
+@pytest.mark.parametrize(
+    "low, high, said",
+    [
+        (-0.009, 0.03, "supported"),
+        (-0.011, 0.03, "undecided"),
+        (-0.009, -0.001, "not supported"),
+        (0.0, 0.0, "supported"),
+    ],
+)
+def test_not_worse_leaves_at_most_a_point(low, high, said):
+    record = {"relation": "not worse", "metric": "scd text", "value": None, "a": 0.5, "b": 0.5, "interval": [low, high]}
+    assert verdict_of(record) == said
+    assert verdict_of({**record, "metric": "wer", "interval": [-high, -low]}) == said
 
 
 def test_values_are_reached_with_the_whole_interval():
@@ -429,12 +445,15 @@ def test_results_from_before_are_kept_until_there_are_new_ones(script, place, ti
     assert not any("†" in row or "‡" in row or "`gone`" in row for row in rows)
     found = json.loads(old.read_text())
     oldest.write_text(json.dumps({**json.loads(oldest.read_text()), "runs": {"pp": found["runs"]["pp"]}}))
-    # Run again, pp alone is finished: asr is that of before, and so is the claim about both.
+    # Run again, pp alone is finished: asr is that of before, and so is the claim about both, by the rule of now.
+    found["claims"][0]["verdict"] = "supported"
+    old.write_text(json.dumps(found))
     place.folder(place.grid.runs["asr"], 1).output(place.grid.runs["asr"].decodings[0]).rename(tmp_path / "gone")
     rows = page(new, oldest, old)
     found = json.loads(new.read_text())
     assert found["runs"]["asr"]["before"] == "†" and "before" not in found["runs"]["pp"]
     assert [claim.get("before") for claim in found["claims"]] == ["†", None]
+    assert found["claims"][0]["verdict"] == "undecided"  # 0 and 0
     assert any(row.startswith("| `asr` † |") for row in rows) and any(row.startswith("| `pp` | all") for row in rows)
     # asr was not run again, and no other stage has it: nothing to compare.
     compared = [row.split(" | ") for row in rows if row.startswith(("| `asr` | ", "| `pp` | "))]

@@ -15,6 +15,7 @@ from tokenverse_pp.metrics.bootstrap import RESAMPLES, RatioCounts, bootstrap, c
 
 SUPPORTED, NOT_SUPPORTED, UNDECIDED = "supported", "not supported", "undecided"
 RELATIONS = ("better", "not worse", "reaches")
+MARGIN = 0.01  # how much worse "not worse" may be: a point of WER, F1 or accuracy
 KEYS = {"id", "says", "run", "is", "than", "metric", "corpus", "value"}
 
 
@@ -64,12 +65,7 @@ def read_claims(path: Path) -> List[Claim]:
 def judge(
     claim: Claim, a: Optional[RatioCounts], b: Optional[RatioCounts] = None, resamples: int = RESAMPLES
 ) -> Dict[str, Any]:
-    """The verdict on a claim, with the numbers it rests on.
-
-    ``better``: supported where the 95% interval of the difference lies wholly on the better side of 0, not supported
-    where it lies wholly on the other, undecided where it holds 0. ``not worse``: supported unless it lies wholly on the
-    worse side, undecided where both scores are 0. ``reaches``: supported where the score's own interval is wholly at
-    the value or better, not supported where it is wholly worse, undecided otherwise.
+    """The verdict on a claim (`verdict_of`), with the numbers it rests on.
 
     Args:
         a: of the run, b: of the other, on the same utterances; None where it has not been run, or cannot do the task.
@@ -78,21 +74,37 @@ def judge(
     record.update(run=claim.run, relation=claim.relation, than=claim.than, value=claim.value)
     if a is None or (claim.relation != "reaches" and b is None):
         return {**record, "verdict": OPEN}
-    sign = -1.0 if is_error(claim.metric) else 1.0  # so that more is better
     if claim.relation == "reaches":
-        low, high = bootstrap(a, resamples)
-        record.update(a=a.score(), interval=[low, high], cuts=a.utterances)
-        worst, best = sorted(sign * (x - float(claim.value or 0.0)) for x in (low, high))
-        return {**record, "verdict": SUPPORTED if worst >= 0 else NOT_SUPPORTED if best < 0 else UNDECIDED}
-    assert b is not None
-    found = compare(a, b, resamples)
-    record.update(a=found.a, b=found.b, difference=found.difference, interval=list(found.interval))
-    record["cuts"] = found.utterances
-    worst, best = sorted(sign * x for x in found.interval)
-    if claim.relation == "not worse":
-        nothing = not is_error(claim.metric) and found.a == found.b == 0  # neither can do it: that says nothing
-        return {**record, "verdict": NOT_SUPPORTED if best < 0 else UNDECIDED if nothing else SUPPORTED}
-    return {**record, "verdict": SUPPORTED if worst > 0 else NOT_SUPPORTED if best < 0 else UNDECIDED}
+        record.update(a=a.score(), interval=list(bootstrap(a, resamples)), cuts=a.utterances)
+    else:
+        assert b is not None
+        found = compare(a, b, resamples)
+        record.update(a=found.a, b=found.b, difference=found.difference, interval=list(found.interval))
+        record["cuts"] = found.utterances
+    return {**record, "verdict": verdict_of(record)}
+
+
+def verdict_of(record: Mapping[str, Any]) -> str:
+    """The verdict that the numbers of a record give, also of one that was judged by an older rule.
+
+    ``better``: supported where the 95% interval of the difference lies wholly on the better side of 0, not supported
+    where it lies wholly on the other, undecided where it holds 0. ``not worse``: supported where the interval leaves no
+    more than `MARGIN` on the worse side, not supported where it lies wholly there, undecided otherwise: that a loss
+    cannot be shown does not show that there is none. Undecided too where both scores are 0. ``reaches``: supported
+    where the score's own interval is wholly at the value or better, not supported where it is wholly worse, undecided
+    otherwise.
+    """
+    if "interval" not in record:
+        return OPEN
+    sign = -1.0 if is_error(record["metric"]) else 1.0  # so that more is better
+    aim = float(record["value"] or 0.0) if record["relation"] == "reaches" else 0.0
+    worst, best = sorted(sign * (x - aim) for x in record["interval"])
+    if best < 0:
+        return NOT_SUPPORTED
+    if record["relation"] == "not worse":
+        nothing = not is_error(record["metric"]) and record["a"] == record["b"] == 0  # neither can do it
+        return UNDECIDED if nothing or worst < -MARGIN else SUPPORTED
+    return SUPPORTED if worst > 0 or (worst == 0 and record["relation"] == "reaches") else UNDECIDED
 
 
 def judge_all(claims: Sequence[Claim], place: Place, resamples: int = RESAMPLES) -> List[Dict[str, Any]]:

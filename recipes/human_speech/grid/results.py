@@ -143,7 +143,7 @@ def gather(place: Place, resamples: int = RESAMPLES, tell: Callable[[str], None]
 def carried(found: Dict[str, Any], older: Dict[str, Any], names: Collection[str]) -> Dict[str, Any]:
     """Results, with those of an older file for what they lack; what is taken from it gets its mark as ``before``.
 
-    A claim is taken from the older file while its runs are not finished, if it has the same words, runs and metric.
+    A claim is taken from the older file while its runs are not finished, if it says the same of the same.
 
     Args:
         older: results that also have ``stage``: ``name``, what was different then, and ``mark``, a sign for tables.
@@ -156,7 +156,8 @@ def carried(found: Dict[str, Any], older: Dict[str, Any], names: Collection[str]
         if name in names and name not in found["runs"]
     }
     of_old = {name: rows for name, rows in older.get("failures", {}).items() if name in runs}
-    same = lambda a, b: all(a[key] == b[key] for key in ("says", "run", "than", "metric", "corpus", "relation"))
+    defining = ("says", "run", "relation", "than", "value", "metric", "corpus")
+    same = lambda a, b: all(a[key] == b[key] for key in defining)
     judged = {claim["id"]: claim for claim in older.get("claims", ()) if claim["verdict"] != OPEN}
     claims = [
         {**judged[claim["id"]], "before": mark}
