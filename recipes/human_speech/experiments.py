@@ -206,13 +206,14 @@ def tables(results: Path, document: Path, older: Tuple[Path, ...]) -> None:
     default=HERE / "experiments",
     help="Folder for the plots.",
 )
+@older_option
 @click.pass_obj
-def plots(setup: Setup, results: Path, output_dir: Path) -> None:
-    """Draw the plots that the grid describes."""
-    found = read_results(results)
+def plots(setup: Setup, results: Path, output_dir: Path, older: Tuple[Path, ...]) -> None:
+    """Draw the plots that the grid describes, each line of one stage of the code."""
+    found, stages = read_results(results), [read_results(path) for path in older]
     for name, panels in (read_yaml(setup.grid).get("plots") or {}).items():
         try:
-            click.echo(f"plot: {draw(output_dir / f'{name}.png', read_panels(panels, found))}")
+            click.echo(f"plot: {draw(output_dir / f'{name}.png', read_panels(panels, found, stages))}")
         except NothingToDraw:
             click.echo(f"plot: {name}: its runs are not in {results}")
 

@@ -9,6 +9,7 @@ import yaml
 from experiment_grids import ROOT, SCRIPT, finish, place_of, write_grid
 from grid.claims import Claim, judge, read_claims, verdict_of
 from grid.grid import Derivation, claim_tasks, derive, divided, flatten, load_grid, nested
+from grid.plots import read_panels
 from grid.runs import as_options
 from grid.tables import claims_table, fill
 from grid.worst import Utterance, cause, repeated, without_texts, worst
@@ -204,6 +205,20 @@ def test_gather_tables_claims_and_plots(script, place, tiny_corpus, toy_tasks, t
     assert drawn.exit_code == 0 and (tmp_path / "sets.png").read_bytes().startswith(b"\x89PNG")
     listed = invoke(script, place, tmp_path, "list")
     assert [line.split()[-1] for line in listed.output.splitlines()[1:]] == ["1,2", "1", "1"]
+
+
+def test_a_line_of_a_plot_is_of_one_stage():
+    def run(mean, **more):
+        return {"scores": {"all": {"wer": {"mean": mean, "interval": [mean, mean]}}}, **more}
+
+    panels = [{"title": "t", "x": "x", "lines": {name: {"metric": "wer", "runs": runs} for name, runs in (
+        ("share", {"half": 50, "pp": 100}), ("main", {"pp": 100})
+    )}}]  # fmt: skip
+    results = {"runs": {"pp": run(0.2), "half": run(0.5, before="†")}}
+    older = {"stage": {"name": "at first", "mark": "†"}, "runs": {"pp": run(0.4), "half": run(0.5)}}
+    (panel,) = read_panels(panels, results, [older])
+    found = {name: [(x, y) for x, y, _, _ in points] for name, points in panel["lines"].items()}
+    assert found == {"share †": [(50, 50), (100, 40)], "main": [(100, 20)]}
 
 
 def test_what_is_not_there_is_said(script, place, tmp_path):

@@ -15,7 +15,8 @@ Under ``plots`` a grid has pictures, each a list of panels, each with lines:
           NER: {metric: ner exact precision, over: ner exact recall, sweep: dial_ner}
 
 A line has a point a run (at the x that it gives), or a point a decoding of a sweep: at the number of its option
-``TASK=NUMBER``, or at another score (``over``).
+``TASK=NUMBER``, or at another score (``over``). All its points are of one stage of the code (`results.stage_of`): of
+those with the most of its runs, the newest. The name of a line of an older stage has that stage's mark.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
+from grid.results import stage_of
 from tokenverse_pp.base.errors import UserError, one_line
 from tokenverse_pp.base.files import replacing
 
@@ -34,12 +36,25 @@ class NothingToDraw(Exception):
     """None of the runs of a picture has results."""
 
 
-def read_panels(panels: Sequence[Mapping[str, Any]], results: Mapping[str, Any]) -> List[Dict[str, Any]]:
-    """Panels with the points of their lines in place of what describes them."""
-    return [
-        {**panel, "lines": {name: read_line(line, results["runs"]) for name, line in panel["lines"].items()}}
-        for panel in panels
-    ]
+def read_panels(
+    panels: Sequence[Mapping[str, Any]], results: Mapping[str, Any], older: Sequence[Mapping[str, Any]] = ()
+) -> List[Dict[str, Any]]:
+    """Panels with the points of their lines in place of what describes them.
+
+    Args:
+        older: results of older files, the oldest first.
+    """
+    now = {name: run for name, run in results["runs"].items() if "before" not in run}
+    stages = [("", now), *((stage_of(old)["mark"], old["runs"]) for old in reversed(older))]
+    found = []
+    for panel in panels:
+        lines = {}
+        for name, line in panel["lines"].items():
+            # max takes the first of equals: the newest.
+            mark, points = max(((mark, read_line(line, runs)) for mark, runs in stages), key=lambda one: len(one[1]))
+            lines[f"{name} {mark}".strip()] = points
+        found.append({**panel, "lines": lines})
+    return found
 
 
 def read_line(line: Mapping[str, Any], runs: Mapping[str, Any]) -> List[Point]:
