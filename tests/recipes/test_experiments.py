@@ -7,6 +7,7 @@ import click.testing
 import pytest
 import yaml
 from experiment_grids import ROOT, SCRIPT, finish, place_of, write_grid
+from grid import results as of_runs
 from grid.claims import Claim, judge, read_claims, verdict_of
 from grid.grid import Derivation, claim_tasks, derive, divided, flatten, load_grid, nested
 from grid.plots import read_panels
@@ -24,6 +25,7 @@ from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.labels import validate_cuts
 from tokenverse_pp.data.manifests import ManifestRow
 from tokenverse_pp.data.manifests import read_cuts as read_manifest
+from tokenverse_pp.evaluation.comparison import Counted, count_utterances
 from tokenverse_pp.metrics.bootstrap import RatioCounts
 from tokenverse_pp.tasks import transcript_of
 
@@ -205,6 +207,28 @@ def test_gather_tables_claims_and_plots(script, place, tiny_corpus, toy_tasks, t
     assert drawn.exit_code == 0 and (tmp_path / "sets.png").read_bytes().startswith(b"\x89PNG")
     listed = invoke(script, place, tmp_path, "list")
     assert [line.split()[-1] for line in listed.output.splitlines()[1:]] == ["1,2", "1", "1"]
+
+
+def test_kept_counts_are_of_these_labels_and_this_scorer(place, tiny_corpus, toy_tasks, tmp_path, monkeypatch):
+    path = tmp_path / "hyps.jsonl"
+    path.write_text("".join(json.dumps(hyp) + "\n" for hyp in perfect(tiny_corpus, toy_tasks)))
+    run = dataclasses.replace(place.grid.runs["asr"], hyps=str(path), seeds=())
+
+    def errors(tests):
+        (counted,) = of_runs.decoded_by(place, run, tests)
+        return sum(above for above, _ in counted.metrics["wer"].values())
+
+    tests = of_runs.TestSet(read_cuts(tiny_corpus, "test"), "a")
+    with monkeypatch.context() as patched:
+        patched.setattr(of_runs, "count_utterances", lambda cuts, hyps: Counted({"wer": {"cut": (7, 9)}}))
+        assert errors(tests) == 7
+        patched.setattr(of_runs, "scoring_code", lambda: ["another"])
+        patched.setattr(of_runs, "count_utterances", count_utterances)
+        assert errors(tests) == 0
+        patched.setattr(of_runs, "count_utterances", None)  # kept, not counted
+        assert errors(tests) == 0
+    tests.cuts[0].supervisions[0].text = "others altogether"
+    assert errors(dataclasses.replace(tests, sha256="b")) > 0
 
 
 def test_a_line_of_a_plot_is_of_one_stage():

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Callable, Collection, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 from lhotse.cut import Cut
 
-from grid.grid import Decoding, Run
+from grid.grid import Decoding, Run, digest
 from grid.runs import Place, RunFolder, read_json
 from grid.worst import Utterance, utterances_of
+from tokenverse_pp import metrics
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import write_text
 from tokenverse_pp.data.hypotheses import read_hypotheses
@@ -35,14 +37,20 @@ KEPT = (
 )
 KEPT_BY_CORPUS = ("wer", "lid accuracy")
 OPEN = "not run"  # the verdict on a claim about runs that are not finished
-COUNTS = "counts.json"  # beside hyps.jsonl: what each utterance adds to each score
+COUNTS = "counts.json"  # beside hyps.jsonl: what each utterance adds to each score (``metrics``), and `scored_by`
 
 
 @dataclass
 class TestSet:
-    """The cuts that all runs decode."""
+    """The cuts that all runs decode.
+
+    Args:
+        cuts: with their labels.
+        sha256: of their manifest.
+    """
 
     cuts: List[Cut]
+    sha256: str = ""
 
     def __post_init__(self) -> None:
         self.corpora: Dict[str, List[str]] = {ALL: [cut.id for cut in self.cuts]}
@@ -54,7 +62,19 @@ class TestSet:
     @classmethod
     def of(cls, place: Place) -> TestSet:
         """That of a grid."""
-        return cls(list(read_cuts(place.corpus("test"))))
+        return cls(list(read_cuts(place.corpus("test"))), place.sha256("test"))
+
+    def scored_by(self) -> str:
+        """A digest of what decides the score of a hypothesis: these cuts, and the code."""
+        return digest([self.sha256, *scoring_code()])
+
+
+@lru_cache(maxsize=1)
+def scoring_code() -> List[str]:
+    """The source of the rooms that score."""
+    package = Path(metrics.__file__).parents[1]
+    files = [path for room in ("metrics", "tasks", "evaluation") for path in sorted((package / room).glob("*.py"))]
+    return [path.read_text(encoding="utf-8") for path in files]
 
 
 def finished_seeds(place: Place, run: Run) -> List[RunFolder]:
@@ -91,13 +111,14 @@ def decoded_by(place: Place, run: Run, tests: TestSet, decoding: Optional[Decodi
 
 
 def _counted(hyps: Path, path: Path, tests: TestSet) -> Counted:
-    """Those of a file of hypotheses, counted once and kept at ``path``."""
-    if path.is_file() and path.stat().st_mtime_ns >= hyps.stat().st_mtime_ns:
-        return Counted(json.loads(path.read_text(encoding="utf-8")))
+    """Those of a file of hypotheses, counted once and kept at ``path`` until hypotheses, cuts or scoring change."""
+    scored_by, kept = tests.scored_by(), read_json(path) or {}
+    if kept.get("scored_by") == scored_by and path.stat().st_mtime_ns >= hyps.stat().st_mtime_ns:
+        return Counted(kept["metrics"])
     found = read_hypotheses(hyps)
     known = {hyp["id"] for hyp in found}
     counted = count_utterances([cut for cut in tests.cuts if cut.id in known], found)
-    write_text(path, json.dumps(counted.metrics))
+    write_text(path, json.dumps({"scored_by": scored_by, "metrics": counted.metrics}))
     return counted
 
 
