@@ -8,7 +8,7 @@ python recipes/human_speech/switching.py --model exp/pp --cuts data/human_speech
 Decodes greedily, with the vectors of all tasks and with that of asr alone. Nothing is suppressed: the search may emit
 the tokens of any task both times, so only the vectors tell the model which tasks are on. For each task, the table has
 the share of the cuts labelled for it in which its tokens were emitted with all tasks on and with asr alone, and the WER
-of both. Cuts without a list of tasks are not counted for any task.
+of both. Cuts without a list of tasks have no labels and are not counted, also not for the WER.
 
 With --masked, features are masked as in training. A model that switches its tasks with masks, but not without, reads
 the tasks from the masks (model.vectors.masked, model.spec_augment.fill).
@@ -37,6 +37,7 @@ from tokenverse_pp.data.distributed import set_threads
 from tokenverse_pp.data.labels import labelled_tasks
 from tokenverse_pp.data.manifests import read_cuts
 from tokenverse_pp.decoding.recognizer import Recognizer, plan_batches, vector_weights
+from tokenverse_pp.evaluation.scoring import labelled_if_any
 from tokenverse_pp.models.bundle import ModelBundle
 from tokenverse_pp.tasks import transcript_of
 
@@ -78,12 +79,12 @@ def count_switching(loaded: ModelBundle, cuts: Sequence[Cut], options: DecodeOpt
             f"{loaded.folder}: expected a model with task vectors and more tasks than asr, to switch between"
         )
     counts: Counts = {}
+    cuts = [cut for cut in cuts if labelled_if_any(cut)]
     for active, state, which in ((tasks.names, "on", "all"), (("asr",), "off", "alone")):
         texts = words_and_tokens(loaded, cuts, active, options)
         for cut in cuts:
-            labelled = labelled_tasks(cut) if "tasks" in (cut.custom or {}) else []
-            for name in tasks.names:
-                if name != "asr" and name in labelled:
+            for name in labelled_tasks(cut):
+                if name != "asr" and name in tasks:
                     written = any(word in tasks[name].symbols for word in texts[cut.id])
                     counts.setdefault(f"switched {state} {name}", {})[cut.id] = (float(written), 1.0)
             ref = list(transcript_of(cut, tasks).words)

@@ -61,6 +61,10 @@ def test_a_model_that_heeds_its_vectors_and_one_that_does_not(switching, model, 
     assert cuts[0].id not in counts["switched off scd"] and cuts[0].id in counts["switched off lid"]
     rows = {row[0]: row[1:] for row in switching.table(counts)}
     assert rows["switched on lid"] == ["100.0", "4"] and rows["switched off scd"][1] == "3"
+    # Without a list of tasks they have no labels at all, no words either.
+    cuts[0].custom = None
+    counts = switching.count_switching(loaded, cuts, OPTIONS)
+    assert {len(ratios) for ratios in counts.values()} == {3} and cuts[0].id not in counts["switched wer all"]
 
 
 def test_nothing_is_suppressed_and_the_vectors_are_those_of_the_active_tasks(switching, model, tiny_corpus):
