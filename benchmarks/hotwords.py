@@ -115,6 +115,7 @@ def main() -> None:
     cuts = list(read_cuts(args.cuts))
     rare, among_others = word_lists(loaded, cuts, args.train, args.most)
     batches = list(encode(loaded, cuts))
+    measure(loaded, batches[:1], rare, [], None)  # warms up: the first record is what the others are compared with
     records = [measure(loaded, batches, rare, [], None)]
     for phrases in (rare, among_others):
         records += [measure(loaded, batches, rare, phrases, score) for score in args.scores]

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lhotse import Recording
+from scripts import ROOT, load_script
 from toy_runs import read_cuts, toy_parts
 from vocabulary import ALL, Vocabulary, know
 
@@ -352,3 +353,11 @@ def test_hardly_any_audio_and_broken_models(real, tiny_corpus, tmp_path):
         next(broken.model.encoder.parameters()).fill_(float("nan"))
     with pytest.raises(UserError, match=r"cut long: .*NaN"):
         decode_long(broken, tmp_path / "long.wav", real.tasks, window=2.0, overlap=0.5)
+
+
+def test_the_benchmark_times_each_way_by_its_own_audio():
+    benchmark = load_script(ROOT / "benchmarks" / "long_audio.py", "long_audio_benchmark")
+    one = {"long": (["a"], ["a"]), "parts": (["a"], []), "audio": 30.0, "audio_parts": 20.0}
+    found = benchmark.record("nl", [{**one, "time_long": 3.0, "time_parts": 1.0}] * 2)
+    assert (found["seconds"], found["rtf_long"], found["rtf_parts"]) == (60.0, 0.1, 0.05)
+    assert (found["wer_long"], found["wer_parts"]) == (0.0, 1.0)
