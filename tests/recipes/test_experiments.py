@@ -314,6 +314,9 @@ def test_numbers_stand_beside_the_verdict():
     assert record["interval"][0] < 0.25 < record["interval"][1]
     row = claims_table({"claims": [record]}, (), ())[1]
     assert row[0] == "more (NER F1; `a` / `b`)" and row[1] == "75.0, 50.0" and row[2].startswith("+25.0 (")
+    both = RatioCounts.of([[(int(i % n > 0), 1) for i in range(200)] for n in (2, 4)])  # seeds of 50 and 75%
+    record = judge(Claim("x", "more", "a", "better", "ner exact", than="b"), both, HALF)
+    assert claims_table({"claims": [record]}, (), ())[1][1] == "62.5 ±17.7, 50.0"
     assert fill("<!-- table: claims -->\n", {"claims": []}).count("Nothing has been run yet.") == 1
 
 

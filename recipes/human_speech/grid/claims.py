@@ -75,12 +75,12 @@ def judge(
     if a is None or (claim.relation != "reaches" and b is None):
         return {**record, "verdict": OPEN}
     if claim.relation == "reaches":
-        record.update(a=a.score(), interval=list(bootstrap(a, resamples)), cuts=a.utterances)
+        record.update(a=a.score(), interval=list(bootstrap(a, resamples)), cuts=a.utterances, a_seeds=a.by_seed())
     else:
         assert b is not None
         found = compare(a, b, resamples)
         record.update(a=found.a, b=found.b, difference=found.difference, interval=list(found.interval))
-        record["cuts"] = found.utterances
+        record.update(cuts=found.utterances, a_seeds=a.by_seed(), b_seeds=b.by_seed())
     return {**record, "verdict": verdict_of(record)}
 
 

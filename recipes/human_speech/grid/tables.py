@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import re
 from fnmatch import fnmatchcase
+from statistics import stdev
 from typing import Any, Dict, Iterator, List, Mapping, Sequence, Tuple
 
 from grid.results import stage_of
@@ -122,8 +123,8 @@ def claims_table(results: Mapping[str, Any], names: Sequence[str], metrics: Sequ
             low, high = claim["interval"]
             middle = claim.get("difference", claim["a"])
             found = f"{_percent(middle, 'difference' in claim)} ({_percent(low)} .. {_percent(high)})"
-            other = _percent(claim["b"]) if "b" in claim else f"aim {_percent(claim['value'])}"
-            scores = f"{_percent(claim['a'])}, {other}"
+            other = _with_spread(claim, "b") if "b" in claim else f"aim {_percent(claim['value'])}"
+            scores = f"{_with_spread(claim, 'a')}, {other}"
         versus = f"`{claim['run']}`" + (f" / `{claim['than']}`" if claim["than"] else "")
         says = f"{claim['says']} ({_title(claim['metric'])}{where}; {versus})"
         rows.append([says, scores, found, claim["verdict"] + _mark(claim)])
@@ -178,6 +179,12 @@ def score_cell(scores: Mapping[str, Any], metric: str) -> str:
     low, high = found["interval"]
     spread = f" ±{_percent(found['deviation'])}" if "deviation" in found else ""
     return f"{_percent(found['mean'])} ({_percent(low)} .. {_percent(high)}){spread}"
+
+
+def _with_spread(claim: Mapping[str, Any], side: str) -> str:
+    """A score of a claim and, of several seeds, their standard deviation, which the claim's interval does not hold."""
+    seeds = claim.get(f"{side}_seeds", ())
+    return _percent(claim[side]) + (f" ±{_percent(stdev(seeds))}" if len(seeds) > 1 else "")
 
 
 def _mark(found: Mapping[str, Any]) -> str:
