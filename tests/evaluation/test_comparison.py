@@ -60,6 +60,15 @@ def test_sums_over_utterances_are_the_scores():
     assert len(counted.metrics["ner exact"]) == 20 and len(counted.metrics["wer"]) == 40
 
 
+@pytest.mark.parametrize("text, said", [("", "twee drie"), ("Een.", "")])
+def test_a_share_of_nothing_is_what_scores_say(text, said):
+    turn = {"text": text.lower().strip("."), "custom": {"written": text}}
+    cuts, hyps = [make_cut("c", [turn], ["asr", "punct"])], [{"id": "c", "text": said}]
+    scores, counted = score_hypotheses(cuts, hyps), count_utterances(cuts, hyps)
+    wer, case = (counts_of([counted], metric, ["c"]).score() for metric in ("wer", "punct case accuracy"))
+    assert (wer, case) == (scores["wer"]["all"]["wer"], scores["punct"]["case"]["accuracy"]) == (2 if said else 1, 0)
+
+
 def test_a_task_that_was_not_decoded_has_no_counts():
     cuts = made_up(4)
     counted = count_utterances(cuts, heard(cuts, 0.0, tasks=("asr", "scd")))

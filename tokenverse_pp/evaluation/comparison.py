@@ -28,6 +28,7 @@ from tokenverse_pp.tasks.transcript import transcript_of
 Ratio = Tuple[float, float]
 WER = "wer"  # the only score that is better when it is lower
 PARTS = (" precision", " recall")  # ends of the names of the parts of an F1
+ACCURACY = " accuracy"  # end of the name of one
 
 
 @dataclass
@@ -97,7 +98,7 @@ def _ratios(task: str, scores: Mapping[str, Any]) -> Iterator[Tuple[str, Ratio]]
     if task == "asr":
         yield WER, (scores["all"]["errors"], scores["all"]["words"])
     elif has_confusion(scores):
-        yield f"{task} accuracy", (scores["accuracy"], 1)
+        yield f"{task}{ACCURACY}", (scores["accuracy"], 1)
     else:
         for name, prf in find_prf(task, scores):
             tp, fp, fn = prf["tp"], prf["fp"], prf["fn"]
@@ -105,14 +106,14 @@ def _ratios(task: str, scores: Mapping[str, Any]) -> Iterator[Tuple[str, Ratio]]
             yield f"{name} precision", (tp, tp + fp)
             yield f"{name} recall", (tp, tp + fn)
         for name, found in find_accuracies(scores):
-            yield f"{task} {name} accuracy", (found["right"], found["words"])
+            yield f"{task} {name}{ACCURACY}", (found["right"], found["words"])
 
 
 def counts_of(decodings: Sequence[Counted], metric: str, ids: Sequence[str]) -> RatioCounts:
     """One metric of several decodings of the same cuts (seeds), for the bootstrap."""
     ratios = [counted.ratios(metric, ids) for counted in decodings]
-    # As in `metrics.f1.f1_score`: an F1 with nothing to find and nothing found is 1.
-    return RatioCounts.of(ratios, 0.0 if metric == WER or metric.endswith(PARTS) else 1.0)
+    # As the scores: an F1 with nothing to find and nothing found is 1, what is a share of nothing is 0.
+    return RatioCounts.of(ratios, 0.0 if metric == WER or metric.endswith((*PARTS, ACCURACY)) else 1.0)
 
 
 def common_ids(decodings: Iterable[Counted], metric: str, among: Optional[Iterable[str]] = None) -> List[str]:

@@ -31,8 +31,8 @@ class RatioCounts:
     Args:
         numerators: (S, N), the contribution of utterance n for seed s.
         denominators: (S, N).
-        empty: the score if the denominators sum to 0: 1 for an F1 with nothing to find and nothing found, 0 for a
-            WER without words.
+        empty: the score if both sum to 0: 1 for an F1 with nothing to find and nothing found, 0 for a WER without words
+            and errors. Errors without words are the WER, as in `error_rates.error_rates`.
     """
 
     numerators: np.ndarray
@@ -66,7 +66,7 @@ class RatioCounts:
     def scores_by_seed(self, weights: np.ndarray) -> np.ndarray:
         """Like `scores`, for each seed: (R, N) -> (R, S)."""
         tops, bottoms = weights @ self.numerators.T, weights @ self.denominators.T
-        return np.where(bottoms > 0, tops / np.where(bottoms > 0, bottoms, 1.0), self.empty)
+        return np.where(bottoms > 0, tops / np.where(bottoms > 0, bottoms, 1.0), self.empty + tops)
 
     def score(self) -> float:
         """The mean score over the seeds, with each utterance once."""
