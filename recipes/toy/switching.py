@@ -185,8 +185,12 @@ def decode(loaded: ModelBundle, items: Sequence[Utterance], active: Sequence[str
     search = SearchOptions("greedy", force_language=False)
     weights = torch.tensor(loaded.tasks.mask(active), dtype=torch.float32)
     recognizer = Recognizer(loaded, DecodeOptions(search, stored_features=True), weights)
-    found = recognizer.recognize([item.features for item in items])
-    return [loaded.tokenizer.decode(best[0].tokens).split() for best in found if best is not None]
+    texts = []
+    for item, best in zip(items, recognizer.recognize([item.features for item in items])):
+        if best is None:  # left out, it would shift all that follow against their references
+            raise UserError(f"{item.id}: the encoder gave NaN or infinity")
+        texts.append(loaded.tokenizer.decode(best[0].tokens).split())
+    return texts
 
 
 def measure(loaded: ModelBundle, items: Sequence[Utterance]) -> Row:

@@ -1,9 +1,12 @@
 """recipes/toy/switching.py: forms of the task vectors, and that the best of them switches tasks."""
 
+from types import SimpleNamespace
+
 import pytest
 from scripts import ROOT, load_script
 
 from tokenverse_pp.base.config_files import check_activation, check_config
+from tokenverse_pp.base.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +36,14 @@ def test_a_row_is_trained_and_measured(switching):
     row = switching.run("centred, paired", 1, 10)
     assert set(row.on) == set(row.off) == {"endp", "lid"}
     assert row.wer > 0 and all(share >= 0 for share in (*row.on.values(), *row.off.values()))
+
+
+def test_an_utterance_that_cannot_be_decoded_is_not_left_out(switching, monkeypatch):
+    monkeypatch.setattr(switching.Recognizer, "__init__", lambda self, *_: None)
+    monkeypatch.setattr(switching.Recognizer, "recognize", lambda self, items: [None for _ in items])
+    loaded = SimpleNamespace(tasks=SimpleNamespace(mask=lambda active: [True]))
+    with pytest.raises(UserError, match="u0: the encoder gave NaN"):
+        switching.decode(loaded, [SimpleNamespace(id="u0", features=None)], ["asr"])
 
 
 @pytest.mark.slow
