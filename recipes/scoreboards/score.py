@@ -49,6 +49,7 @@ SILENCES = {  # where those of eot-bench are from
     "cuts": "by the times of words, where the cuts have them, else by silero-vad; two seconds behind each turn",
     "predictions": "those of the predictions",
 }
+NO_LANGUAGE = "-"
 FURTHER = {"ignore_unknown_options": True, "max_content_width": 100}
 
 board_options = together(
@@ -173,11 +174,15 @@ for _name, _title, _where in (
 
 
 def language_scores(found: Decoded, by: Mapping[str, Normaliser]) -> Dict[str, Any]:
-    """By language, ``all`` together and ``mean`` over languages: words by each normaliser, and ``lid``."""
+    """By language, ``all`` together and ``mean`` over languages: words by each normaliser, and ``lid``.
+
+    Cuts of no language or of several are under `NO_LANGUAGE`, which is none of those that are averaged.
+    """
     groups: Dict[str, List[Utterance]] = {}
     for (example, cut), utterance in zip(found.pairs, found.utterances()):
         spoken = {language_group(turn.language, example.languages) for turn in cut.supervisions}
-        groups.setdefault(spoken.pop() or "-" if len(spoken) == 1 else "-", []).append(utterance)
+        found_one = spoken.pop() if len(spoken) == 1 else None
+        groups.setdefault(found_one or NO_LANGUAGE, []).append(utterance)
     confusion: Dict[str, Dict[str, int]] = found.scores.get("lid", {}).get("confusion", {})
     scores: Dict[str, Any] = {}
     for language, utterances in sorted(groups.items()):
@@ -185,7 +190,7 @@ def language_scores(found: Decoded, by: Mapping[str, Normaliser]) -> Dict[str, A
         lid = row.get(language, 0) / sum(row.values()) if row else None
         scores[language] = {name: word_scores(utterances, n, interval=False) for name, n in by.items()}
         scores[language]["lid"] = lid
-    known = list(scores.values())
+    known = [score for name, score in scores.items() if name != NO_LANGUAGE] or list(scores.values())
     everything = [utterance for utterances in groups.values() for utterance in utterances]
     scores["all"] = {name: word_scores(everything, n, interval=False) for name, n in by.items()}
     scores["all"]["lid"] = found.scores.get("lid", {}).get("accuracy")
@@ -206,7 +211,8 @@ def language_table(scores: Mapping[str, Any], by: Mapping[str, Normaliser]) -> s
         counts = [str(found[OURS][key]) if key in found[OURS] else "" for key in ("utterances", "words")]
         rates = [f"{100 * found[n][rate]:.2f}" for n in by for rate in ("wer", "cer")]
         lid = "-" if found["lid"] is None else f"{100 * found['lid']:.1f}"
-        rows.append([f"mean of {len(rest)}" if name == "mean" else name, *counts, *rates, lid])
+        title = f"mean of {len(set(rest) - {NO_LANGUAGE}) or 1}" if name == "mean" else name
+        rows.append([title, *counts, *rates, lid])
     titles = "; ".join(f"{name}: {n.title}" for name, n in by.items() if name != n.title)
     return f"{aligned(rows)}\n{titles}"
 

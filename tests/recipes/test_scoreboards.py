@@ -489,12 +489,15 @@ class TestCommands:
             {"id": i, "text": f"[{heard.upper()}] {text}", "tasks": ["asr", "lid"], "language": heard}
             for i, _, _, heard, text in said
         ]
+        cuts.append(make_cut("d", [{"text": "hm"}], ["asr"]))  # of no language: in none of the mean
+        hyps.append({"id": "d", "text": "hm", "tasks": ["asr"]})
         done, found = board(tmp_path, name, cuts, hyps)
         assert done.exit_code == 0, done.stderr
         by = found["languages"]
         assert by["fr"]["ours"]["wer"] == pytest.approx(1 / 3) and by["nl"]["ours"]["wer"] == 0
         assert by["fr"]["lid"] == 1 and by["nl"]["lid"] == 0
-        assert by["mean"]["ours"]["wer"] == pytest.approx(1 / 6) and by["all"]["ours"]["wer"] == 0.25
+        assert by["mean"]["ours"]["wer"] == pytest.approx(1 / 6) and by["all"]["ours"]["wer"] == 0.2
+        assert by["-"]["ours"]["wer"] == 0 and by["-"]["lid"] is None
         assert by["mean"]["lid"] == 0.5 and by["all"]["lid"] == pytest.approx(2 / 3)
         assert "mean of 2" in done.stdout
 
