@@ -168,6 +168,8 @@ def window(start, text):
         # Task tokens at a seam are not doubled.
         ("▁a 600 [ENDP] 615 [SCD] 622", "[ENDP] 628 [SCD] 630 ▁b 660", "▁a [ENDP] [SCD] ▁b"),
         ("▁a 600 [ENDP] 615 [SCD] 622 ▁b 630", "▁a 600 ▁b 630 ▁c 660", "▁a [ENDP] [SCD] ▁b ▁c"),
+        # A word of the right window that lacks the space sign does not join the one before it.
+        ("▁a 540 y 590", "x 660 y 662 ▁b 690", "▁a y ▁ x y ▁b"),
     ],
 )
 def test_seams(left, right, expected):

@@ -133,6 +133,7 @@ class Merger:
 
     def __post_init__(self) -> None:
         self.front = self._ids(RANK_FRONT)
+        self.space = next((i for i, piece in enumerate(self.pieces) if piece == SPACE), None)
         # A token before a word without a closing token (a capital) opens no span.
         spans = [task.ranks for task in self.tasks.tasks if {RANK_OPEN, RANK_CLOSE} <= set(task.ranks.values())]
         self.opening, self.closing = (self._ids(rank, spans) for rank in (RANK_OPEN, RANK_CLOSE))
@@ -217,9 +218,22 @@ class Merger:
                 break
             after = self.constraints.after(unit.tokens, state)
             if after is not None:
-                kept.append(unit)
+                joins = bool(kept) and kept[-1].is_word and unit.is_word
+                kept.append(self._apart(unit) if joins else unit)
                 state = after
         return kept
+
+    def _apart(self, unit: Unit) -> Unit:
+        """A word with a space sign: units of one window have one after a word, those of two windows may lack it."""
+        if self.space is None or self.pieces[unit.tokens[0]].startswith(SPACE):
+            return unit
+        return Unit(
+            (self.space, *unit.tokens),
+            unit.frames[:1] + unit.frames,
+            unit.log_probs[:1] + unit.log_probs,
+            True,
+            unit.pauses[:1] + unit.pauses,
+        )
 
 
 def _later(units: Sequence[Unit], frame: int) -> List[Unit]:
