@@ -187,14 +187,16 @@ WRITTEN = [
     "[FR] [!] [CAP] ßa [:] [CAP] élan [ALLCAPS] straße [CAP]",
     "[HAPPY] [CAP] مرحبا [,] нет [?] नमस्ते [.] [CAP] [ALLCAPS] 你好 [,] ok2 [.] かな [!]",
     "[TR] [CAP] istanbul [,] [ALLCAPS] ışık [.]",
+    "你 好 [,] [NE] 北 京 [/NE] の 人々 [.] [ENDP] コーヒー を ok 3 月 [!]",
 ]
-SHOWN_LANGUAGE = ["ES-419", "FR", None, "TR"]
+SHOWN_LANGUAGE = ["ES-419", "FR", None, "TR", None]
 # Shows each text three times: all of it final, its second half a partial, all of it a partial.
 SHOW = """const [texts, done] = arguments;
 import("/transcript.js").then(({ Transcript }) => done(texts.map((text) => [1, 0.5, 0].map((share) => {
   const [box, badge] = ["div", "span"].map((name) => document.createElement(name));
   const transcript = new Transcript(box, badge);
   transcript.languages = new Set(["[FR]", "[ES-419]", "[TR]"]);
+  transcript.punctuated = true;
   const items = text.split(" ");
   const rest = items.splice(share * items.length);
   for (const item of items) transcript.show({ kind: item.startsWith("[") ? "token" : "final", text: item });
@@ -209,8 +211,9 @@ def test_punctuation_case_and_language_are_those_of_the_server(page):
     for text in WRITTEN:
         words = [Word(word, i, i, 1.0) for i, word in enumerate(text.split())]
         heard = transcript_of_words(words, ("asr", "punct", "lid"), len(words))
-        texts.append(" ".join(heard.spelled))
+        texts.append(heard.written_text())
     assert texts[0] == "Bonjour, Amélie! ÇA va?" and texts[3].startswith("İ")
+    assert texts[4] == "你好，北京の人々。コーヒーを ok 3 月！"
     with running(page) as server:
         health = json.loads(urllib.request.urlopen(f"{server.url}health").read())
         assert health["language_tokens"] == ["[FR]", "[ES-419]"]
@@ -234,6 +237,18 @@ def test_tasks_are_switched_and_a_server_that_stops_is_told_of(page):
         server.stop_now()
         wait_for(page, "document.getElementById('error').textContent.includes('the server is shutting down')")
         assert by_id(page, "microphone").is_enabled() and page.execute_script(f"return {TURNS}")[0] == WHOLE[0]
+
+
+def test_tasks_that_are_switched_while_the_last_words_are_awaited_end_no_stream(page):
+    with running(page) as server:
+        by_id(page, "microphone").click()
+        wait_for(page, f"{SAYS}.includes('heard')")
+        server.scripted.gate.clear()
+        by_id(page, "stop").click()
+        page.find_element("css selector", "#tasks input[value=scd]").click()
+        server.scripted.gate.set()
+        wait_for(page, f"{SAYS}.startsWith('Microphone: done')")
+        assert server.scripted.tasks == [TASKS] and not by_id(page, "error").is_displayed()
 
 
 def test_a_token_and_the_other_options(page):

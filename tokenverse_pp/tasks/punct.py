@@ -275,7 +275,7 @@ def script_of(word: str) -> Optional[str]:
     if not letter or letter.isascii():
         return None
     name = unicodedata.name(letter, "")
-    if name.startswith(("CJK ", "HIRAGANA ", "KATAKANA ")):
+    if name.startswith(("CJK ", "HIRAGANA ", "KATAKANA", "HALFWIDTH KATAKANA", "IDEOGRAPHIC ")):  # with ー and 々
         return CJK
     return next((script for script in (ARABIC, DEVANAGARI) if name.startswith(script)), None)
 

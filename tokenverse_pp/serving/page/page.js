@@ -60,6 +60,7 @@ class Stream {
   }
 
   hear(event) {
+    if (event.tasks) transcript.punctuated = event.tasks.includes("punct");
     if (event.kind === "ready") {
       $("untrained").hidden = event.trained_in_chunks;
       $("complete").hidden = !$("pauses").checked;
@@ -216,6 +217,7 @@ $("file").addEventListener("change", () => {
   if (file) sendFile(file);
 });
 $("tasks").addEventListener("change", () => {
-  if (current) current.tell({ kind: "set_tasks", tasks: chosenTasks() });
+  // After the end of its audio the server refuses it.
+  if (current && !current.ended) current.tell({ kind: "set_tasks", tasks: chosenTasks() });
 });
 showTasks();

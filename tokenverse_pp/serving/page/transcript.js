@@ -5,12 +5,15 @@ const TASK_TOKEN = /^\[[^\]\s]+\]$/;
 // Punctuation and case, as tokenverse_pp/tasks/punct.py writes them.
 const SIGN = /^\[([.,?!:])\]$/; // after a word
 const CAPITAL = /^\[(CAP|ALLCAPS)\]$/; // before a word
+const CJK = /[\p{scx=Han}\p{scx=Hiragana}\p{scx=Katakana}]/u;
 const SIGNS = [ // of a script: that of the last letter before the sign
-  [/[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}]/u, { ".": "。", ",": "，", "?": "？", "!": "！", ":": "：" }],
+  [CJK, { ".": "。", ",": "，", "?": "？", "!": "！", ":": "：" }],
   [/\p{Script=Arabic}/u, { ",": "،", "?": "؟" }],
   [/\p{Script=Devanagari}/u, { ".": "।" }],
 ];
 const DOTTED = /^\[(AZE?|AZB|CRH|GAG|TR|TUR)[\]-]/; // languages in which İ is the capital of i
+
+const lastLetter = (word) => (word.match(/\p{L}/gu) || [""]).pop();
 
 // What stands before the next word or sign.
 class Spelling {
@@ -24,7 +27,7 @@ class Spelling {
   sign(token) {
     if (!this.last) return "";
     const [, mark] = token.match(SIGN);
-    const letter = (this.last.match(/\p{L}/gu) || [""]).pop();
+    const letter = lastLetter(this.last);
     const [, own] = SIGNS.find(([script]) => script.test(letter)) || [null, {}];
     this.last = "";
     return own[mark] || mark;
@@ -53,6 +56,7 @@ export class Transcript {
     this.box = box;
     this.badge = badge;
     this.languages = new Set(); // the server's language tokens
+    this.punctuated = false; // whether punctuation is decoded: without it, all words have spaces between them
     this.clear();
   }
 
@@ -61,7 +65,9 @@ export class Transcript {
     this.badge.hidden = true;
     this.turns = 0;
     this.turn = null; // the paragraph that is written to
+    this.opened = ""; // the token of an entity that has no word yet
     this.entity = null; // the entity that is open in it
+    this.before = ""; // the word before, in this paragraph
     this.spelling = new Spelling();
     this.waiting = ""; // words and task tokens that may still change
     this.partial = document.createElement("span");
@@ -81,30 +87,46 @@ export class Transcript {
   }
 
   words(text) {
-    const place = this.entity || this.paragraph();
-    const written = text.split(" ").map((word) => this.spelling.word(word)).join(" ");
-    place.append(`${place.textContent ? " " : ""}${written}`);
+    const paragraph = this.paragraph();
+    let written = "";
+    for (const word of text.split(" ")) {
+      written += this.gap(this.before, word) + this.spelling.word(word);
+      this.before = word;
+    }
+    if (this.opened) {
+      if (written.startsWith(" ")) {
+        paragraph.append(" ");
+        written = written.slice(1);
+      }
+      this.entity = this.span("entity");
+      if (this.opened !== "[NE]") this.entity.title = this.opened.slice(4, -1);
+      this.opened = "";
+      paragraph.append(this.entity);
+    }
+    (this.entity || paragraph).append(written);
+  }
+
+  // What stands between two words: a space, but in written Chinese and Japanese.
+  gap(before, word) {
+    const joined = this.punctuated && CJK.test(lastLetter(before)) && CJK.test(lastLetter(word));
+    return before && !joined ? " " : "";
   }
 
   token(text) {
     if (text === "[SCD]") {
       this.turn = this.entity = null;
-      this.spelling.last = "";
+      this.opened = this.before = this.spelling.last = "";
     } else if (text === "[ENDP]") {
       const mark = this.span("endpoint");
       mark.title = "endpoint";
       mark.setAttribute("role", "img");
       mark.setAttribute("aria-label", "endpoint");
       this.entity = null;
+      this.opened = "";
       this.paragraph().append(mark);
-    } else if (text === "[/NE]") {
+    } else if (text === "[NE]" || text === "[/NE]" || text.startsWith("[NE:")) {
       this.entity = null;
-    } else if (text === "[NE]" || text.startsWith("[NE:")) {
-      const paragraph = this.paragraph();
-      if (paragraph.textContent) paragraph.append(" ");
-      this.entity = this.span("entity");
-      if (text !== "[NE]") this.entity.title = text.slice(4, -1);
-      paragraph.append(this.entity);
+      this.opened = text === "[/NE]" ? "" : text;
     } else if (SIGN.test(text)) {
       const sign = this.spelling.sign(text);
       if (sign) (this.entity || this.paragraph()).append(sign);
@@ -130,13 +152,16 @@ export class Transcript {
 
   // What may still change stands behind all that may not.
   place() {
-    const before = this.turn ? this.turn.textContent : "";
+    let { before } = this;
     const spelling = Object.assign(new Spelling(), this.spelling);
     let written = "";
     for (const item of this.waiting.split(" ").filter(Boolean)) {
       if (SIGN.test(item)) written += spelling.sign(item);
       else if (CAPITAL.test(item)) spelling.capital ||= item;
-      else if (!TASK_TOKEN.test(item)) written += `${before || written ? " " : ""}${spelling.word(item)}`;
+      else if (!TASK_TOKEN.test(item)) {
+        written += this.gap(before, item) + spelling.word(item);
+        before = item;
+      }
     }
     if (!written) return;
     this.partial.textContent = written;
