@@ -12,6 +12,7 @@ from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.onnx import from_sherpa
 from tokenverse_pp.onnx.export import ExportOptions, export_onnx, torch_stream
+from tokenverse_pp.onnx.runtime import open_graph
 
 sherpa_onnx = pytest.importorskip("sherpa_onnx")
 ALL = ("asr", "scd", "endp", "ner", "lid")
@@ -135,14 +136,21 @@ def test_sherpa_searches_with_a_beam(models):
 
 
 def test_sherpa_online_readme_can_be_followed(models, tmp_path, monkeypatch, capsys):
-    loaded, _ = models("whisper-split")
+    loaded, plain = models("whisper-split")
     done = run(
         *("export", loaded.folder, "--output-dir", tmp_path / "out", "--for", "sherpa-onnx", "--form", "online"),
-        *("--chunk-ms", "320", "--left-chunks", "1", "--tasks", "asr,endp", "--float16"),
+        *("--chunk-ms", "320", "--left-chunks", "1", "--tasks", "asr,endp", "--float16", "--token-bias", "[ENDP]=1.5"),
     )
     assert done.exit_code == 0 and "encoder: differs from torch by" in done.stdout, done.stderr
     text = follow_readme(tmp_path / "out", tmp_path, monkeypatch)
     assert '"tasks": ["asr", "endp"]' in capsys.readouterr().out and "chunks of 320 ms" in text
+    graphs = (
+        open_graph(path, 1) for path in (tmp_path / "out" / "joiner.onnx", plain / f"joiner-{'-'.join(ALL)}.onnx")
+    )
+    inputs = {"encoder_out": np.zeros((1, 21), np.float32), "decoder_out": np.ones((1, 20), np.float32)}
+    biased, logits = (graph.run(None, inputs)[0][0] for graph in graphs)
+    raised = loaded.tokenizer.id_of("[ENDP]")
+    assert biased[raised] == pytest.approx(logits[raised] + 1.5, abs=1e-3) and biased[0] == pytest.approx(logits[0])
 
 
 @pytest.mark.parametrize(
@@ -165,3 +173,5 @@ def test_sherpa_online_needs_chunks():
     for options in ({"form": "online"}, {"form": "prompt"}, {"form": "ctc", "chunks": CHUNKS}):
         with pytest.raises(UserError, match="chunks: for sherpa-onnx, needed with form online and prompt"):
             ExportOptions(**options)
+    with pytest.raises(UserError, match="--token-bias: not with form ctc"):
+        ExportOptions(form="ctc", token_bias=(("[SCD]", 1.0),))

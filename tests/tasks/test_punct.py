@@ -57,7 +57,7 @@ def test_a_written_text_survives_its_tokens(text_and_words):
 
 
 @given(
-    st.lists(st.tuples(st.sampled_from("你好世界かナ"), st.sampled_from(["", *"。，？！："])), min_size=1, max_size=9)
+    st.lists(st.tuples(st.sampled_from("你好世界かナー々"), st.sampled_from(["", *"。，？！："])), min_size=1, max_size=9)
 )
 def test_chinese_and_japanese_are_written_without_spaces(pairs):
     written = "".join(char + mark for char, mark in pairs)
