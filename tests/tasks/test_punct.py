@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 from types import SimpleNamespace
 
@@ -57,7 +58,9 @@ def test_a_written_text_survives_its_tokens(text_and_words):
 
 
 @given(
-    st.lists(st.tuples(st.sampled_from("你好世界かナー々"), st.sampled_from(["", *"。，？！："])), min_size=1, max_size=9)
+    st.lists(
+        st.tuples(st.sampled_from("你好世界かナー々"), st.sampled_from(["", *"。，？！："])), min_size=1, max_size=9
+    )
 )
 def test_chinese_and_japanese_are_written_without_spaces(pairs):
     written = "".join(char + mark for char, mark in pairs)
@@ -197,6 +200,14 @@ def test_outputs_have_the_written_text():
     record = transcript.to_record()
     assert record["written"] == "Bonjour, Amélie! Oui."
     assert Transcript.from_record(record, TASKS).to_record() == record
+
+
+def test_chinese_has_no_spaces_in_pages_and_on_the_terminal():
+    transcript = heard("你 好 [,] [NE] 世 界 [/NE] [.] [ENDP] 再 见 ok [.]")
+    assert transcript.written_text() == "你好，世界。再见 ok."
+    assert "你好，[世界。] ◆ 再见 ok." in view(transcript, "call.wav", colour=False)
+    page = re.sub("<[^>]*>", "", formatted(transcript, "html"))
+    assert "你好，世界。◆ 再见 ok." in page
 
 
 def test_without_the_task_the_words_stay_plain():

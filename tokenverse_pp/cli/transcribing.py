@@ -47,18 +47,18 @@ def view(transcript: Transcript, label: str, colour: bool = True, times: Optiona
 
 
 def _line(transcript: Transcript, turn: Turn, colour: bool, has_time: bool) -> str:
-    parts: List[str] = []
+    line = ""
     for words, entity, has_end in parts_of(transcript, turn):
         looks = {"fg": "magenta", "bold": True} if entity is not None else {}
-        text = " ".join(
-            style(spelled, colour, **looks, underline=True if word.confidence < UNSURE else None)
-            for word, spelled in words
+        text = "".join(
+            (gap if i else "") + style(spelled, colour, **looks, underline=True if word.confidence < UNSURE else None)
+            for i, (word, spelled, gap) in enumerate(words)
         )
         if entity is not None:
             text = f"[{text}]" if entity.type is None else f"[{text} {style(entity.type, colour, dim=True)}]"
-        parts.append(text + (" " + style("◆", colour, fg="green") if has_end else ""))
+        line += (words[0].gap if line else "") + text + (" " + style("◆", colour, fg="green") if has_end else "")
     time = f"{style(clock_time(turn.start), colour, fg='cyan')}  " if has_time else ""
-    return f"  {time}{' '.join(parts)}"
+    return f"  {time}{line}"
 
 
 def style(text: str, colour: bool, **looks: Any) -> str:

@@ -262,11 +262,12 @@ def joined(pieces: Sequence[str]) -> str:
     >>> joined(["Oui,", "merci."]), joined(["你", "好，", "世", "界。"])
     ('Oui, merci.', '你好，世界。')
     """
-    text = ""
-    for before, piece in zip(("", *pieces), pieces):
-        apart = before and not (script_of(before) == script_of(piece) == CJK)
-        text += f" {piece}" if apart else piece
-    return text
+    return "".join(gap(before, piece) + piece for before, piece in zip(("", *pieces), pieces))
+
+
+def gap(before: str, piece: str) -> str:
+    """What stands between two spelled words (see `joined`), and before the first one, where ``before`` is empty."""
+    return " " if before and not script_of(before) == script_of(piece) == CJK else ""
 
 
 def script_of(word: str) -> Optional[str]:

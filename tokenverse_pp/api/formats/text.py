@@ -13,8 +13,9 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from itertools import accumulate
-from typing import Iterator, List, Optional, Sequence, Tuple
+from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
+from tokenverse_pp.tasks.punct import gap
 from tokenverse_pp.tasks.result import Entity, Transcript, Turn, Word
 
 UNSURE = 0.5  # words below this confidence are underlined
@@ -84,11 +85,23 @@ def _pairs(places: Sequence[int]) -> List[Tuple[int, int]]:
     return list(zip(places, places[1:]))
 
 
-def parts_of(transcript: Transcript, turn: Turn) -> Iterator[Tuple[List[Tuple[Word, str]], Optional[Entity], bool]]:
-    """Yield the entities of a paragraph and its other words: words as spelled, entity or None, is an endpoint after."""
+class SpelledWord(NamedTuple):
+    """A word, how it is spelled, and what stands between it and the word before."""
+
+    word: Word
+    text: str
+    gap: str
+
+
+def parts_of(transcript: Transcript, turn: Turn) -> Iterator[Tuple[List[SpelledWord], Optional[Entity], bool]]:
+    """Yield the entities of a paragraph and its other words: words, entity or None, whether an endpoint follows."""
+    spelled = transcript.spelled
     ends = {mark.position for mark in transcript.marks if mark.text == "[ENDP]"}
     opened = {entity.first: entity for entity in transcript.entities}
-    words = list(zip(transcript.words, transcript.spelled))
+    gaps = [" "] * len(spelled)
+    if "punct" in transcript.tasks:
+        gaps[1:] = [" " if i in ends else gap(*spelled[i - 1 : i + 1]) for i in range(1, len(spelled))]
+    words = [SpelledWord(*word) for word in zip(transcript.words, spelled, gaps)]
     at = turn.first
     while at < turn.stop:
         entity = opened.get(at)
