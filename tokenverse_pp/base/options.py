@@ -168,6 +168,9 @@ class ExportOptions:
     prompt: the sets that a stream can choose from; the first is its default. Default: all sets."""
     opset: int = 17
     """ONNX opset; 17 is the first with LayerNormalization."""
+    token_bias: Numbers = ()
+    """Added to the logit of a task token (or any other piece) in the joiner's graph, e.g. [SCD]=0.7, as the search
+    option of this name. May be given again."""
 
     def __post_init__(self) -> None:
         for name, value, kind in (("precision", self.precision, ExportPrecision), ("form", self.form, SherpaForm)):
@@ -177,6 +180,10 @@ class ExportOptions:
             raise UserError("chunks: for sherpa-onnx, needed with form online and prompt, and with no other")
         if self.form is None and self.task_sets:
             raise UserError("--tasks: only for sherpa-onnx: an export for tokenverse_pp.runtime can switch its tasks")
+        if self.form == "ctc" and self.token_bias:
+            raise UserError(
+                "--token-bias: not with form ctc: it was fitted to the joiner, and this form has a CTC head"
+            )
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,15 @@ from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import replacing, replacing_folder
 from tokenverse_pp.base.options import ExportOptions
-from tokenverse_pp.cli.options import chosen, config_options, names_of, options_from, plugin_options, read_config
+from tokenverse_pp.cli.options import (
+    TOKEN_BIAS,
+    chosen,
+    config_options,
+    names_of,
+    options_from,
+    plugin_options,
+    read_config,
+)
 
 
 @click.command("tokenizer", context_settings={"ignore_unknown_options": True})
@@ -108,12 +116,14 @@ def average(exp_dir: Path, output: Path, last: int, dtype: str, running: bool) -
     ExportOptions,
     "form",
     "task_sets",
+    "token_bias",
     form={
         "help": "For sherpa-onnx. ctc: whole utterances, by the model's CTC head; online: streams of a Whisper "
         "encoder, by the transducer, in chunks as the options above say; prompt: the same, with tasks that are chosen "
         "for each stream. [default: ctc]"
     },
     task_sets={"option": "--tasks", "type": str, "multiple": True},
+    token_bias=TOKEN_BIAS,
 )
 @plugin_options
 def export(
@@ -136,6 +146,7 @@ def export(
         chosen(ChunkOptions, given) if given["streaming"] or form in ("online", "prompt") else None,
         form,
         tuple(names_of(text) for text in given["task_sets"]),
+        token_bias=given["token_bias"],
     )
     description = export_onnx(load_named(model, encoder, trust_plugins)[0], output_dir, options)
     size = sum(entry["bytes"] for entry in description.files.values()) / 1e6

@@ -5,6 +5,7 @@ The graphs are compared with torch on random audio first. The folder appears onl
 
 from __future__ import annotations
 
+import copy
 import io
 import shutil
 from dataclasses import replace
@@ -13,15 +14,17 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 import tokenverse_pp
 from tokenverse_pp.base.config import SAMPLE_RATE, ChunkOptions
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import check_links, checksum, replacing_folder
 from tokenverse_pp.base.options import ExportOptions
+from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.decoding.hypothesis import CALIBRATION
 from tokenverse_pp.decoding.inactive import inactive_of
+from tokenverse_pp.decoding.scorer import biased_joiner
+from tokenverse_pp.evaluation.report.tables import render
 from tokenverse_pp.models.bundle import ModelBundle
 from tokenverse_pp.models.predictor import LstmPredictor
 from tokenverse_pp.onnx.folder import (
@@ -83,6 +86,7 @@ def export_onnx(loaded: ModelBundle, output: Path, options: Optional[ExportOptio
     """
     options = options or ExportOptions()
     require_onnx()
+    loaded = with_biases(loaded, options)
     if output.exists() and not (output / DESCRIPTION).is_file():
         if not output.is_dir() or any(output.iterdir()):
             raise UserError(f"--output-dir {output}: there is something else; expected a new folder, or an export")
@@ -90,6 +94,16 @@ def export_onnx(loaded: ModelBundle, output: Path, options: Optional[ExportOptio
         new.mkdir()
         description = _write(loaded, new, options)
     return description
+
+
+def with_biases(loaded: ModelBundle, options: ExportOptions) -> ModelBundle:
+    """Return the model with ``options.token_bias`` in its joiner (`biased_joiner`); the other weights are shared."""
+    if not options.token_bias:
+        return loaded
+    model = loaded.model
+    joiner = biased_joiner(model.joiner, SearchOptions(token_bias=options.token_bias), loaded.tokenizer)
+    shared: Dict[int, Any] = {id(x): x for x in model.parameters()}
+    return replace(loaded, model=copy.deepcopy(model, {**shared, id(model.joiner): joiner}))
 
 
 def _write(loaded: ModelBundle, folder: Path, options: ExportOptions) -> Description:
@@ -130,7 +144,8 @@ def _write_runtime(loaded: ModelBundle, folder: Path, description: Description, 
         buffer = io.BytesIO()
         np.save(buffer, log_mel.filters.cpu().numpy())
         (folder / MEL_FILTERS).write_bytes(buffer.getvalue())
-    if loaded.folder is not None and (loaded.folder / CALIBRATION).is_file():
+    # A calibration was fitted to the scores without biases.
+    if loaded.folder is not None and not options.token_bias and (loaded.folder / CALIBRATION).is_file():
         check_links([loaded.folder / CALIBRATION])
         shutil.copyfile(loaded.folder / CALIBRATION, folder / CALIBRATION)
     return description
@@ -174,16 +189,10 @@ def _described(loaded: ModelBundle, options: ExportOptions) -> Description:
 
 def readme(d: Description) -> str:
     """The README of an exported folder: how to use it, and its graphs with their shapes or what sherpa-onnx lacks."""
-    templates = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
     languages = f", languages {', '.join(d.languages)}" if d.languages else ""
     sets = [] if d.sherpa is None else (d.sherpa.get("prompts") or d.sherpa["sets"]).values()
-    return templates.get_template("readme.md.j2" if d.sherpa is None else "sherpa_readme.md.j2").render(
+    return render(
+        f"onnx/{'readme' if d.sherpa is None else 'sherpa_readme'}.md.j2",
         d=d,
         about=f"Tasks {', '.join(d.tasks)}{languages}; weights in {d.precision}; tokenverse_pp {d.tokenverse_pp}",
         packages=PACKAGES,

@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Tuple
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
 from tokenverse_pp.evaluation.scoring import find_prf, has_confusion
@@ -124,10 +124,10 @@ def render(template: str, **values: Any) -> str:
 
 @cache
 def environment() -> Environment:
-    """The templates of the package, with the filter ``percent`` and the function ``asset``."""
+    """The templates of the package, with the filter ``percent`` and the function ``asset``; pages are escaped."""
     found = Environment(
         loader=FileSystemLoader(PACKAGE),
-        autoescape=True,
+        autoescape=select_autoescape(["html.j2"]),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
