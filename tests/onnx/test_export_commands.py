@@ -150,6 +150,7 @@ def test_export_and_use(tmp_path):
     [
         (["{tmp}/nothing", "--output-dir", "{tmp}/out"], "no such folder, nor a model of the package"),
         (["{model}", "--output-dir", "{tmp}/out", "--int8", "--float16"], "--int8, --float16: expected one of them"),
+        (["{model}", "--output-dir", "{tmp}/out", "--chunk-ms", "320"], "--chunk-ms: only with --streaming, or with"),
         (["{model}", "--output-dir", "{tmp}/file"], "there is something else"),
         (["{model}", "--output-dir", "{tmp}"], "there is something else"),
         (["{model}", "--output-dir", "{tmp}/file/out"], "is not a folder"),
@@ -224,7 +225,13 @@ def test_less_than_a_frame_is_an_empty_transcript(exported, tmp_path, caplog, co
 
 
 @pytest.mark.parametrize(
-    "bad", [np.zeros((2, 4000), np.float32), np.zeros(4000, np.int16), np.full(4000, np.nan, np.float32)]
+    "bad",
+    [
+        np.zeros((2, 4000), np.float32),
+        np.zeros(4000, np.int16),
+        np.full(4000, np.nan, np.float32),
+        np.full(4000, -3000, np.float32),
+    ],
 )
 def test_arrays_that_are_no_audio(exported, bad):
     with pytest.raises(UserError, match=r"^audio: "):

@@ -120,6 +120,8 @@ def test_what_is_refused(streamed, exported):
     stream = runtime.open(["asr"])
     with pytest.raises(UserError, match="audio: holds NaN"):
         runtime.push(stream, np.array([0.1, np.nan], dtype=np.float32))
+    with pytest.raises(UserError, match=r"audio: expected samples in .-1, 1., got 3000; divide 16-bit"):
+        runtime.push(stream, np.array([20, -3000], dtype=np.float32))
     assert runtime.push(stream, *noise(10)) == []
     runtime.close(stream)
     for action in (lambda: runtime.push(stream, *noise(10)), lambda: runtime.close(stream)):

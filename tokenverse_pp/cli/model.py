@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Tuple
+from typing import Any, Mapping, Optional, Tuple
 
 import click
 
@@ -13,13 +13,14 @@ from tokenverse_pp.base.files import replacing, replacing_folder
 from tokenverse_pp.base.options import ExportOptions
 from tokenverse_pp.cli.options import (
     TOKEN_BIAS,
-    chosen,
     config_options,
     names_of,
     options_from,
     plugin_options,
     read_config,
 )
+
+IN_CHUNKS = ("chunk_ms", "left_chunks", "sinks")  # options of exports for streams
 
 
 @click.command("tokenizer", context_settings={"ignore_unknown_options": True})
@@ -103,7 +104,13 @@ def average(exp_dir: Path, output: Path, last: int, dtype: str, running: bool) -
 @click.option("--int8", is_flag=True, help="Short for --precision int8.")
 @click.option("--float16", is_flag=True, help="Short for --precision float16.")
 @click.option("--streaming", is_flag=True, help="The streaming form: the encoder in chunks, as the options below say.")
-@options_from(ChunkOptions, "chunk_ms", "left_chunks", "sinks", chunk_ms={"help": "Length of a chunk in milliseconds."})
+@options_from(
+    ChunkOptions,
+    *IN_CHUNKS,
+    chunk_ms={"default": None, "help": f"Length of a chunk in milliseconds. [default: {ChunkOptions.chunk_ms}]"},
+    left_chunks={"default": None},
+    sinks={"default": None},
+)
 @click.option(
     "--for",
     "target",
@@ -143,7 +150,7 @@ def export(
     form = _sherpa_form(target, given["form"], given["streaming"])
     options = ExportOptions(
         precision,
-        chosen(ChunkOptions, given) if given["streaming"] or form in ("online", "prompt") else None,
+        _chunks(given, given["streaming"] or form in ("online", "prompt")),
         form,
         tuple(names_of(text) for text in given["task_sets"]),
         token_bias=given["token_bias"],
@@ -156,6 +163,15 @@ def export(
             continue
         click.echo(f"{part}: differs from torch by {errors['rms']:.2g} (root mean square), {errors['max']:.2g} at most")
     click.echo(f"{kind}, {description.precision}, {size:.1f} MB: {output_dir}")
+
+
+def _chunks(given: Mapping[str, Any], streams: bool) -> Optional[ChunkOptions]:
+    """The chunks of an export for streams (raises UserError for their options with another export)."""
+    told = {name: given[name] for name in IN_CHUNKS if given[name] is not None}
+    if told and not streams:
+        option = next(iter(told)).replace("_", "-")
+        raise UserError(f"--{option}: only with --streaming, or with --for sherpa-onnx --form online or prompt")
+    return ChunkOptions(**told) if streams else None
 
 
 def _sherpa_form(target: str, form: Any, streaming: bool) -> Any:

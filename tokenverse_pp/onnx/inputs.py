@@ -10,6 +10,7 @@ import numpy as np
 from tokenverse_pp.base.config import SAMPLE_RATE
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.audio import read_audio as read_file
+from tokenverse_pp.decoding.streaming.events import check_range
 
 Audio = Union[str, "os.PathLike[str]", bytes, BinaryIO, np.ndarray]
 
@@ -48,6 +49,7 @@ def checked(samples: np.ndarray, name: str) -> np.ndarray:
         raise UserError(f"{name}: expected floats of one channel, got {samples.dtype} of shape {samples.shape}")
     if not np.isfinite(samples).all():
         raise UserError(f"{name}: holds NaN or infinity")
+    check_range(float(np.abs(samples).max(initial=0)), name)
     return np.ascontiguousarray(samples, dtype=np.float32)
 
 

@@ -10,11 +10,13 @@ import io
 from dataclasses import dataclass
 from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
+from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.decoding.hypothesis import Calibration
 from tokenverse_pp.tasks.result import words_of_tokens
 from tokenverse_pp.tasks.transcript import Word, is_task_token, word_spans
 
 DIGITS = 6  # of seconds and confidences in JSON
+LARGEST = 64.0  # of a sample: far outside [-1, 1], a range that loud recordings may exceed
 PARTIAL, FINAL, TOKEN, PAUSE, END = "partial", "final", "token", "pause", "end"
 
 
@@ -54,6 +56,12 @@ class Event:
         words = [{k: v if k == "text" else round(v, DIGITS) for k, v in word.to_dict().items()} for word in self.words]
         found = {"kind": self.kind, "time": round(self.time, DIGITS), "text": self.text, "words": words}
         return found if self.endpoint is None else {**found, "endpoint": round(self.endpoint, DIGITS)}
+
+
+def check_range(largest: float, where: str) -> None:
+    """Check the largest absolute value of samples (raises UserError, beginning with ``where``)."""
+    if largest > LARGEST:
+        raise UserError(f"{where}: expected samples in [-1, 1], got {largest:g}; divide 16-bit samples by 32768")
 
 
 def text_of(words: Iterable[Word]) -> str:

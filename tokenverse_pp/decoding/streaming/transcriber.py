@@ -20,13 +20,12 @@ from tokenverse_pp.decoding.inactive import inactive_of, search_for, select
 from tokenverse_pp.decoding.pauses import PauseMemory, PauseReader, pause_reader_of
 from tokenverse_pp.decoding.scorer import biased_joiner, bonus_for
 from tokenverse_pp.decoding.streaming.encoder import StreamingEncoder, StreamState
-from tokenverse_pp.decoding.streaming.events import PAUSE, Event, StreamWords, WordReader
+from tokenverse_pp.decoding.streaming.events import PAUSE, Event, StreamWords, WordReader, check_range
 from tokenverse_pp.decoding.streaming.search import Found, SearchState, StreamingSearch
 from tokenverse_pp.models.bundle import ModelBundle
 from tokenverse_pp.tasks.endp import Endpoint
 
 OPTION = "streaming option 'tasks'"  # in error messages about the options
-LARGEST = 64.0  # of a sample: far outside [-1, 1], a range that loud recordings may exceed
 
 
 def trained_in_chunks(loaded: ModelBundle) -> bool:
@@ -139,11 +138,8 @@ class Stream:
         samples = samples.detach().to("cpu", torch.float32, copy=True)
         if not torch.isfinite(samples).all():
             raise UserError(f"{self.name}: audio: holds NaN or infinity")
-        if len(samples) and float(samples.abs().max()) > LARGEST:
-            raise UserError(
-                f"{self.name}: audio: expected samples in [-1, 1], got {float(samples.abs().max()):g}; "
-                "divide 16-bit samples by 32768"
-            )
+        if len(samples):
+            check_range(float(samples.abs().max()), f"{self.name}: audio")
         return samples
 
     def pause_events(self) -> List[Event]:
@@ -352,7 +348,9 @@ class StreamingTranscriber:
     def _step(self, streams: Sequence[Stream], chunks: Sequence[Tensor], last: bool) -> List[Found]:
         """Run encoder and search on one chunk of each stream."""
         outs, encoders = self.encoder.step(chunks, [stream.encoder for stream in streams], [last] * len(streams))
-        bad = [stream.name for stream, out in zip(streams, outs) if not torch.isfinite(out).all()]
+        # One look at the device for all streams.
+        finite = torch.stack([torch.isfinite(out).all() for out in outs]).tolist()
+        bad = [stream.name for stream, is_finite in zip(streams, finite) if not is_finite]
         if bad:
             raise UserError(f"{', '.join(bad)}: the encoder gave NaN or infinity; does the model hold any?")
         together: Dict[Searcher, List[int]] = {}
