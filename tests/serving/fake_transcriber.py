@@ -117,6 +117,8 @@ class FakeRecognizer:
         self.options = options
         if "xx" in (options.search.languages or ()):
             raise UserError("the model does not write [XX]")
+        if "zz" in (options.search.languages or ()):
+            raise RuntimeError("out of memory")
         return self
 
     def frames(self, cut):

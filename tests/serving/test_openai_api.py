@@ -27,6 +27,7 @@ from tokenverse_pp.api.formats.text import to_text
 from tokenverse_pp.api.model import TokenVerse
 from tokenverse_pp.base.options import TranscribeOptions
 from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.serving import openai_api
 from tokenverse_pp.serving.access import Access
 from tokenverse_pp.serving.client import StreamClient
 from tokenverse_pp.serving.openai_api import MOST_FIELD, hotwords_of, to_verbose_json
@@ -114,14 +115,17 @@ async def test_what_transcribe_writes(toy, talk):
     assert heard.turns and heard.marks
 
 
-def test_tokens_of_a_segment_are_those_of_its_words():
-    """Also if two turns meet in a frame, as with several symbols a frame."""
+def test_tokens_of_a_segment_are_those_of_its_words(monkeypatch):
+    """Also if two turns meet in a frame, as with several symbols a frame. The pieces are read once for all segments."""
+    read, spans = [], openai_api.word_spans
+    monkeypatch.setattr(openai_api, "word_spans", lambda pieces: read.append(len(pieces)) or spans(pieces))
     pieces, times = ("▁oui", "[SCD]", "▁n", "on", "▁si"), (0.4, 0.4, 0.4, 0.4, 0.8)
     frames = [round(time / 0.04) for time in times]
     heard = build_tasks(["asr", "scd"]).reader.read_tokens(pieces, frames, [0.0] * 5, 0.04, None, 0.0, 1.0, "call")
     found = to_verbose_json(heard, ["segment"], {piece: i for i, piece in enumerate(pieces)})
     importlib.import_module("openai.types.audio").TranscriptionVerbose.model_validate(found)  # every number is one
     assert [(part["text"], part["tokens"]) for part in found["segments"]] == [("oui", [0]), ("non si", [2, 3, 4])]
+    assert read == [5]
 
 
 async def test_language_hotwords_and_tasks(toy, talk):
@@ -139,6 +143,7 @@ async def test_language_hotwords_and_tasks(toy, talk):
         assert french["raw"] == toy.transcribe(path, language="QAB").raw and french["raw"].startswith("[QAB]")
         words = ("dun ibi", "mab", "kalo")
         assert hotwords_of("dun ibi, mab. kalo; mab") == words
+        assert hotwords_of("東京、大阪。") == ("東京", "大阪")
         hot = await asked(prompt="dun ibi, mab. kalo; mab")
         assert hot["raw"] == toy.transcribe(path, hotwords=list(words), search=search).raw
         assert hot["raw"] != toy.transcribe(path).raw
@@ -214,6 +219,7 @@ WRONG = [
     ({"response_format": "srt", "stream": True}, openai.BadRequestError, "stream", "cannot be streamed", None),
     ({"timestamp_granularities": ["word"]}, openai.BadRequestError, "timestamp_granularities[]", "verbose_json", None),
     ({"language": "xx"}, openai.BadRequestError, "language", "does not write", None),
+    ({"language": "zz"}, openai.InternalServerError, None, "the model failed", "internal_error"),
     ({"temperature": 7}, openai.BadRequestError, "temperature", "0 .. 1", None),
     ({"temperature": float("nan")}, openai.BadRequestError, "temperature", "0 .. 1", None),
     ({"include": ["logprobs"]}, openai.BadRequestError, "include[]", "confidence", None),
@@ -603,6 +609,13 @@ async def test_uploads_without_lid_are_not_bound_to_the_language_of_the_server(t
         assert found.text == toy.transcribe(talk[0], tasks=["asr"], inactive="suppress").text
         said = await refused(server, talk[1], model="toy", language="qab", extra_body={"tasks": "asr"})
         assert said["param"] == "language"
+
+
+def test_the_file_of_hotwords_is_read_when_the_server_starts(toy, tmp_path):
+    (tmp_path / "names.txt").write_text("dun ibi\n")
+    model = build_upload_model(toy.loaded, "toy", TranscribeOptions(hotwords=tmp_path / "names.txt"))
+    (tmp_path / "names.txt").unlink()
+    assert model.decoding(model.options_for(("asr",))).search.hotwords == ("dun ibi",)
 
 
 async def test_a_client_that_does_not_read_its_events_loses_its_place(monkeypatch):

@@ -23,6 +23,7 @@ from tokenverse_pp.serving.access import bearer
 from tokenverse_pp.serving.http import answer
 from tokenverse_pp.serving.protocol import Limits, shown
 from tokenverse_pp.serving.uploads import UploadError, UploadJob, UploadModel
+from tokenverse_pp.tasks.punct import SIGN_OF
 from tokenverse_pp.tasks.result import Transcript, Turn
 from tokenverse_pp.tasks.transcript import is_task_token, word_spans
 
@@ -246,12 +247,15 @@ def _options(form: UploadForm, model: UploadModel, is_stream: bool) -> Transcrib
 
 
 def hotwords_of(prompt: str) -> Tuple[str, ...]:
-    """The phrases of a prompt, which is split at commas, semicolons, line ends and ends of sentences.
+    """The phrases of a prompt, which is split at commas, semicolons, line ends and ends of sentences of any script.
 
     >>> hotwords_of("Amélie Poulain, Montmartre. vingt-deux")
     ('Amélie Poulain', 'Montmartre', 'vingt-deux')
+    >>> hotwords_of("東京、大阪。")
+    ('東京', '大阪')
     """
-    for mark in (";", "\n", "\r", "\t", ". ", "! ", "? ", ": "):
+    other_signs = (sign for sign in SIGN_OF if not sign.isascii())
+    for mark in (";", "\n", "\r", "\t", ". ", "! ", "? ", ": ", *other_signs):
         prompt = prompt.replace(mark, ",")
     return tuple(dict.fromkeys(filter(None, (phrase.strip(" .!?:") for phrase in prompt.split(",")))))
 
@@ -275,17 +279,22 @@ def to_verbose_json(
             {"word": w.text, "start": w.start, "end": w.end, "confidence": w.confidence} for w in transcript.words
         ]
     if "segment" in granularities:
+        ids = _ids_of_words(transcript, piece_ids)
         parts = enumerate(paragraphs(transcript))
-        found["segments"] = [_segment(number, part, transcript, piece_ids) for number, part in parts]
+        found["segments"] = [_segment(number, part, transcript, ids) for number, part in parts]
     return {**found, **{key: value for key, value in own.items() if key not in found}}
 
 
-def _segment(number: int, part: Turn, transcript: Transcript, piece_ids: Mapping[str, int]) -> Dict[str, Any]:
+def _ids_of_words(transcript: Transcript, piece_ids: Mapping[str, int]) -> List[List[int]]:
+    """The ids of each word's pieces; empty if the transcript has no pieces."""
+    pieces = transcript.tokens or ()
+    spans = [(first, stop) for written, first, stop in word_spans(pieces) if not is_task_token(written)]
+    return [[piece_ids[piece] for piece in pieces[first:stop] if piece in piece_ids] for first, stop in spans]
+
+
+def _segment(number: int, part: Turn, transcript: Transcript, ids: Sequence[Sequence[int]]) -> Dict[str, Any]:
     """A paragraph of the text format; ``turn`` is the number of its turn, if speaker changes were requested."""
     words = transcript.words[part.first : part.stop]
-    pieces = transcript.tokens or ()
-    # Not by time: a frame may have the last word of a part and the first one of the next.
-    spans = [(first, stop) for written, first, stop in word_spans(pieces) if not is_task_token(written)]
     text = transcript.written_text(part.first, part.stop)
     data = text.encode()
     segment = {
@@ -294,12 +303,8 @@ def _segment(number: int, part: Turn, transcript: Transcript, piece_ids: Mapping
         "start": part.start,
         "end": part.end,
         "text": text,
-        "tokens": [
-            piece_ids[piece]
-            for first, stop in spans[part.first : part.stop]
-            for piece in pieces[first:stop]
-            if piece in piece_ids
-        ],
+        # Not by time: a frame may have the last word of a part and the first one of the next.
+        "tokens": [id for word in ids[part.first : part.stop] for id in word],
         "temperature": 0.0,
         "avg_logprob": sum(math.log(max(word.confidence or 0.0, 1e-10)) for word in words) / len(words),
         "compression_ratio": len(data) / len(zlib.compress(data)),

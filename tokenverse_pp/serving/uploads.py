@@ -11,12 +11,14 @@ from collections import OrderedDict, deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Callable, Deque, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from tokenverse_pp.api.transcribing import decode_options, transcribe_in_order
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.options import DecodeOptions, Inactive, TranscribeOptions
 from tokenverse_pp.data.audio.inputs import Heard, Refused, open_audio
+from tokenverse_pp.decoding.context_graph import read_hotwords
 from tokenverse_pp.decoding.inactive import chosen_by_language, inactive_of
 from tokenverse_pp.decoding.recognizer import Recognizer
 from tokenverse_pp.models.bundle import ModelBundle
@@ -86,6 +88,8 @@ def build_upload_model(loaded: ModelBundle, name: str, options: TranscribeOption
         UserError: for options that the model cannot use.
     """
     kept: OrderedDict[DecodeOptions, Recognizer] = OrderedDict()
+    if isinstance(options.hotwords, (str, Path)):  # read once, as for streams: not again for each request
+        options = replace(options, hotwords=read_hotwords(options.hotwords))
 
     def recognizer_for(decoding: DecodeOptions) -> Recognizer:
         found = kept.pop(decoding, None) or Recognizer(loaded, decoding)
@@ -276,6 +280,10 @@ class Uploads:
             for job in left:
                 self._finish(job, UploadError("options", str(error)))
             return
+        except Exception as error:  # for example no memory for its tables: the thread has to go on
+            for job in left:
+                self._finish(job, _failed(error))
+            return
         try:
             for result in transcribe_in_order(recognizer, [job.heard for job in left], check, settled):
                 self._finish(left.popleft(), result)
@@ -286,8 +294,7 @@ class Uploads:
                 for job in left:
                     self._decode([job])
                 return
-            log.error("the model failed on an upload", exc_info=error)
-            self._finish(left[0], UploadError("internal", "the model failed; the server's log says more"))
+            self._finish(left[0], _failed(error))
 
     def _is_wanted(self, job: UploadJob) -> bool:
         """Whether to continue with a job; finishes a job that nobody waits for."""
@@ -323,6 +330,11 @@ def _set(done: asyncio.Future, result: Any) -> None:
         done.exception()  # no warning if nobody waits for it any more
     else:
         done.set_result(result)
+
+
+def _failed(error: Exception) -> UploadError:
+    log.error("the model failed on an upload", exc_info=error)
+    return UploadError("internal", "the model failed; the server's log says more")
 
 
 def _closing() -> UploadError:

@@ -425,13 +425,15 @@ class TranscriptReader:
         answers = self.answers([word.text for word in plain], marks)
         mine = {name: [mark for mark in marks if mark.text in symbols] for name, symbols in self.symbols.items()}
         bounds = enumerate(answers.turns, start=1) if "scd" in mine else ()
+        # The first of several at one place counts.
+        ends = {mark.position: mark.time for mark in reversed(mine.get("endp", ()))}
         language = next(iter(mine.get("lid", ())), None)
         return Transcript(
             words=tuple(plain),
             marks=tuple(marks),
             turns=tuple(Turn(n, _text(plain[a:b]), plain[a].start, plain[b - 1].end, a, b) for n, (a, b) in bounds),
             entities=_entities(answers, plain, mine.get("ner", ())),
-            endpoints=tuple(next(m.time for m in mine["endp"] if m.position == at) for at in answers.endpoints),
+            endpoints=tuple(ends[at] for at in answers.endpoints),
             language=answers.language,
             language_confidence=None if language is None else language.confidence,
             others=self._others(answers, written) if others is None else others,
@@ -518,9 +520,9 @@ def _tasks_of(words: Sequence[Word]) -> TaskSet:
 def _entities(answers: Answers, words: Sequence[Word], marks: Sequence[Mark]) -> Tuple[Entity, ...]:
     """Return the entities; their confidence comes from the two consecutive tokens at their start and end."""
     found = []
+    pairs = {(a.position, b.position): (a, b) for a, b in reversed(list(zip(marks, marks[1:])))}  # the first ones
     for entity in answers.entities:
-        pairs = zip(marks, marks[1:])
-        around = next((a, b) for a, b in pairs if (a.position, b.position) == (entity.start, entity.end))
+        around = pairs[entity.start, entity.end]
         inside = words[entity.start : entity.end]
         known = [mark.confidence for mark in around if mark.confidence is not None]
         confidence = min(known, default=UNKNOWN)
