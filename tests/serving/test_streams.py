@@ -11,7 +11,7 @@ from fake_transcriber import BROKEN, CHUNK, RATE, REFUSED, TASKS, fake_engine, s
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
-from tokenverse_pp.serving.client import ServerError, StreamClient
+from tokenverse_pp.serving.client import ServerError, StreamClient, transcribe
 from tokenverse_pp.serving.protocol import End, Start, start_message, write_audio
 from tokenverse_pp.serving.worker import Feed, Worker
 
@@ -119,6 +119,19 @@ async def test_tasks_are_switched_where_the_message_stands():
         "v1", ["asr"], "v11", "v2", ["asr", "scd"], "[SCD]", "v12", "[SCD]", "v3", ["asr", "lid"], "v13",
         "v1 v11 v2 v12 v3 v13",
     ]  # fmt: skip
+
+
+async def test_events_are_told_while_the_source_of_the_audio_blocks():
+    arrived = threading.Event()
+
+    def microphone():
+        yield tone(5, 0.3)
+        assert arrived.wait(20), "no event until the source ended"
+        yield tone(6, 0.1)
+
+    async with serving() as server:
+        events = await asyncio.to_thread(transcribe, server.url, microphone(), lambda event: arrived.set())
+    assert events[-1]["text"] == "v5 v5 v5 v6"
 
 
 async def test_a_stream_of_no_audio_ends():

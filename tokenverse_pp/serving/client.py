@@ -131,6 +131,7 @@ class StreamClient:
         most = int(PIECE_SECONDS * SAMPLE_RATE)
         for begin in range(0, len(audio), most):
             await self._say(write_audio(audio[begin : begin + most], self.start.format))
+            await asyncio.sleep(0)  # websockets gives other tasks a turn only while its buffer is full
 
     async def set_tasks(self, tasks: Sequence[str]) -> None:
         """Switch the active tasks from the next chunk on."""
@@ -230,7 +231,9 @@ async def _send_all(stream: StreamClient, pieces: Iterable[np.ndarray], real_tim
     loop = asyncio.get_running_loop()
     began, sent = loop.time(), 0
     step = int(SAMPLE_RATE * (0.1 if real_time else PIECE_SECONDS))
-    for piece in pieces:
+    source = iter(pieces)
+    # In a thread, since a microphone blocks, and events are read meanwhile.
+    while (piece := await asyncio.to_thread(next, source, None)) is not None:
         for begin in range(0, len(piece), step):
             part = piece[begin : begin + step]
             await stream.send(part)
