@@ -87,10 +87,18 @@ async def test_pages_of_others_may_not_connect():
             await StreamClient(server.url.replace("/stream", "/other")).__aenter__()
 
 
-@pytest.mark.parametrize("origin", ["example.org", "https://", "https://example.org/", "ftp://example.org"])
+@pytest.mark.parametrize("origin", [
+    "example.org", "https://", "https://example.org/", "ftp://example.org", "https://[::1", "https://Example.org",
+    "https://example.org:443", "http://example.org:80", "https://bücher.example",
+])  # fmt: skip
 def test_an_origin_that_is_none(origin):
     with pytest.raises(UserError, match="--allow-origin"):
         check_origin(origin)
+
+
+@pytest.mark.parametrize("origin", ["https://example.org", "http://example.org:443", "http://[::1]:8080"])
+def test_an_origin(origin):
+    assert check_origin(origin) == origin
 
 
 def test_where_the_token_is(tmp_path, monkeypatch):

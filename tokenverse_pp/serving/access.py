@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import ipaddress
 import os
@@ -13,6 +14,7 @@ from urllib.parse import urlsplit
 from tokenverse_pp.base.errors import UserError
 
 TOKEN_VARIABLE = "TOKENVERSE_TOKEN"
+DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,11 @@ def read_token(file: Optional[Path]) -> Optional[str]:
 
 
 def check_origin(origin: str) -> str:
-    """Return an origin; raises UserError if it is not written as browsers send it."""
-    parts = urlsplit(origin)
-    if parts.scheme not in ("http", "https") or not parts.netloc or f"{parts.scheme}://{parts.netloc}" != origin:
-        raise UserError(f"--allow-origin {origin}: expected scheme and host alone, as in https://example.org")
-    return origin
+    """Return an origin; raises UserError if it is not written as browsers send it, since no page would match it."""
+    with contextlib.suppress(ValueError):  # an unclosed bracket
+        parts = urlsplit(origin)
+        host = parts.netloc.lower().removesuffix(DEFAULT_PORTS.get(parts.scheme, ""))
+        if parts.scheme in DEFAULT_PORTS and host and host.isascii() and origin == f"{parts.scheme}://{host}":
+            return origin
+    said = "expected scheme and host as browsers send them, as in https://example.org: lower case, no default port"
+    raise UserError(f"--allow-origin {origin}: {said}")
