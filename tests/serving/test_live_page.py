@@ -33,7 +33,7 @@ class Scripted(FakeTranscriber):
 
     def __init__(self):
         super().__init__()
-        self.tasks, self.loudness = [], []
+        self.tasks, self.loudness, self.talks_on = [], [], False
 
     def open(self, tasks=None, name=None, search=None, pauses=None, languages=None):
         self.tasks.append(tuple(tasks))
@@ -50,6 +50,8 @@ class Scripted(FakeTranscriber):
         loud = float(np.sqrt(np.mean(np.square(chunk))))
         self.loudness.append(loud)
         done = len(stream.said)
+        if self.talks_on:
+            return [self._event(stream, "partial", "euh")]
         if loud < 0.01 or done >= len(SPEECH):
             return [Event("pause", stream.heard / RATE, "", endpoint=0.834)] if stream.pauses else []
         stream.said.append(SPEECH[done][1])
@@ -237,6 +239,18 @@ def test_tasks_are_switched_and_a_server_that_stops_is_told_of(page):
         server.stop_now()
         wait_for(page, "document.getElementById('error').textContent.includes('the server is shutting down')")
         assert by_id(page, "microphone").is_enabled() and page.execute_script(f"return {TURNS}")[0] == WHOLE[0]
+
+
+def test_the_probability_of_an_endpoint_is_that_of_a_pause(page):
+    with running(page) as server:
+        page.find_element("css selector", "#more summary").click()
+        by_id(page, "pauses").click()
+        by_id(page, "microphone").click()
+        wait_for(page, "document.getElementById('percent').value === '83%'")
+        server.scripted.talks_on = True
+        wait_for(page, "document.getElementById('percent').value === '0%'")
+        by_id(page, "stop").click()
+        wait_for(page, f"{SAYS}.startsWith('Microphone: done')")
 
 
 def test_tasks_that_are_switched_while_the_last_words_are_awaited_end_no_stream(page):

@@ -71,7 +71,7 @@ class Stream {
     } else if (event.kind === "pause") {
       showEndpoint(event.endpoint);
     } else if (event.kind !== "tasks") {
-      if (event.kind === "final") showEndpoint(0);
+      if (event.kind === "final" || event.kind === "partial") showEndpoint(0);
       transcript.show(event);
       say(`${this.name}: ${event.time.toFixed(1)} s heard`);
       if (event.kind === "end") {
