@@ -3,13 +3,14 @@
 import asyncio
 import http.client
 import json
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from fake_transcriber import serving, tone
+from fake_transcriber import TASKS, serving, tone
 from test_streams import END, START, read_all, told
 from toy_runs import environment
 from websockets.asyncio.client import connect
@@ -132,7 +133,7 @@ async def test_http():
             async for event in stream:
                 if event["time"] >= 0.5:
                     break
-            paths = (*FILES, "/health", "/?x=1", "/../page.css", "/no", "/stream")
+            paths = (*FILES, "/health", "/page.json", "/?x=1", "/../page.css", "/no", "/stream")
             answers = {path: await asyncio.to_thread(ask, server.port, path) for path in paths}
             posted = await asyncio.to_thread(ask, server.port, "/", "POST")
     for path, (name, kind) in FILES.items():
@@ -143,6 +144,10 @@ async def test_http():
         assert headers["X-Content-Type-Options"]
     health = json.loads(answers["/health"][2])
     assert health["status"] == "ok" and health["streams"] == 1 and health["audio_seconds"] == 0.5
+    offer = json.loads(answers["/page.json"][2])
+    assert offer["tasks"] == list(TASKS) and offer.items() <= health.items() and "streams" not in offer
+    # Not /health: the proxies of docs/deployment.md hide it.
+    assert re.findall(r'fetch\("(.*?)"\)', (PAGE / "page.js").read_text(encoding="utf-8")) == ["page.json"]
     assert answers["/?x=1"][0] == 200
     assert [answers[path][0] for path in ("/../page.css", "/no", "/stream")] == [404] * 3
     assert posted[0] == 405

@@ -1,4 +1,4 @@
-"""Plain HTTP: the server's page, its state (/health, /healthz) and its measurements (/metrics)."""
+"""Plain HTTP: the server's page (with /page.json), state (/health, /healthz) and measurements (/metrics)."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ STREAM_PATH = "/stream"
 HEALTH_PATH = "/health"
 ALIVE_PATH = "/healthz"
 METRICS_PATH = "/metrics"
+OFFER_PATH = "/page.json"
 PAGE = Path(__file__).parent / "page"
 FILES = {
     "/": ("page.html", "text/html"),
@@ -44,6 +45,8 @@ def respond(request: web.Request, server: StreamingServer) -> web.Response:
     path = request.path
     if path == HEALTH_PATH:
         return answer(200, json.dumps(server.health()).encode(), "application/json")
+    if path == OFFER_PATH:
+        return answer(200, json.dumps(server.offer()).encode(), "application/json")
     if path == ALIVE_PATH:
         # For supervisors and load balancers, which read only the status.
         return plain(200, "ok") if server.is_alive() else plain(503, "the model's thread has ended")

@@ -21,6 +21,7 @@ from tokenverse_pp.serving.http import (
     FILES,
     HEALTH_PATH,
     METRICS_PATH,
+    OFFER_PATH,
     STREAM_PATH,
     Monitor,
     plain,
@@ -39,7 +40,8 @@ library_log.setLevel(logging.CRITICAL)  # invalid requests are not errors of the
 KERNEL_BYTES = 1 << 17  # size of the kernel's buffers, so that back-pressure and slow readers show within seconds
 OPEN_SECONDS = 5.0  # to receive the head of a request
 FREE_PORT = 0
-COUNTED = {STREAM_PATH, HEALTH_PATH, ALIVE_PATH, METRICS_PATH, *FILES}  # paths that /metrics counts separately
+# Paths that /metrics counts separately.
+COUNTED = {STREAM_PATH, HEALTH_PATH, ALIVE_PATH, METRICS_PATH, OFFER_PATH, *FILES}
 
 
 @dataclass
@@ -139,6 +141,12 @@ class StreamingServer:
             "audio_seconds": round(self.heard_seconds, 2),
             "uptime_seconds": round(time.monotonic() - self._began, 2),
             "ended": dict(self.ended),
+            **self.offer(),
+        }
+
+    def offer(self) -> Dict[str, Any]:
+        """What the page needs to know, the contents of /page.json: a proxy that hides the counts of /health has it."""
+        return {
             "tasks": list(self.engine.tasks),
             "language_tokens": list(self.engine.language_tokens),
             "sample_rate": SAMPLE_RATE,

@@ -194,16 +194,16 @@ const chosenTasks = () => {
 // The server's tasks as switches; asr is always on.
 async function showTasks() {
   try {
-    const health = await (await fetch("health")).json();
-    transcript.languages = new Set(health.language_tokens);
-    for (const task of health.tasks) {
+    const offer = await (await fetch("page.json")).json();
+    transcript.languages = new Set(offer.language_tokens);
+    for (const task of offer.tasks) {
       const label = document.createElement("label");
       const box = document.createElement("input");
       Object.assign(box, { type: "checkbox", value: task, checked: true, disabled: task === "asr" });
       label.append(box, ` ${TASK_NAMES[task] || task}`);
       $("tasks").append(label);
     }
-    if (health.token_required) $("more").open = true;
+    if (offer.token_required) $("more").open = true;
   } catch (error) {
     complain(`The server does not answer: ${error.message}`);
   }
