@@ -75,7 +75,8 @@ def problem_of_click(command: click.Command, words: Sequence[str]) -> Optional[s
                 _, command, rest = command.resolve_command(context, rest)
                 context = command.make_context(command.name, rest, parent=context)
             if command is import_corpus.import_corpus and not has_plugin:
-                import_corpus.options_of({k: v for k, v in context.params.items() if k != "output"}).turns  # noqa: B018
+                given = {k: v for k, v in context.params.items() if k not in ("output", "overwrite")}
+                import_corpus.options_of(given).turns  # noqa: B018
         except click.exceptions.Exit:
             return None  # --help
         except (click.ClickException, UserError) as error:

@@ -214,7 +214,7 @@ def test_import(plain, code, audio, tmp_path):
         "".join("\t".join(row) + "\n" for row in (("audio", "text", "language"), ("a.wav", TEXT, code))),
         encoding="utf-8",
     )
-    of_row = ("import", out, "--table", table, "--audio-dir", audio, "--normaliser", "words")
+    of_row = ("import", out, "--table", table, "--audio-dir", audio, "--normaliser", "words", "--overwrite")
     for arguments in (of_row, (*of_row, "--column", "language=", "--set", f"language={code}")):
         exit_code, said = manifest(*arguments)
         assert exit_code == 0, said

@@ -14,7 +14,7 @@ mkdir -p "$out"
 
 # Conversations: turns, then windows of several of them; endpoints by punctuation, else by pauses. English all of it.
 tokenverse-pp manifest import "$out/turns.jsonl.gz" --recordings "$conversations/recordings.csv" \
-    --stm "$conversations/stm" --rttm "$conversations/rttm" --set language=en --one-cut-per recording
+    --stm "$conversations/stm" --rttm "$conversations/rttm" --set language=en --one-cut-per recording --overwrite
 tokenverse-pp manifest conversations "$out/turns.jsonl.gz" "$out/windows.jsonl.gz" --tasks asr,scd,endp,lid \
     --normaliser words --overwrite
 tokenverse-pp manifest split "$out/windows.jsonl.gz" "$out/conversations" --by recording --overwrite
@@ -24,7 +24,7 @@ tokenverse-pp manifest prepare commonvoice "$cv" "$out/commonvoice" --language f
 
 # Entities: named in the text.
 tokenverse-pp manifest import "$out/entities.jsonl.gz" --table "$entities/table.csv" --inline-entities brackets \
-    --set language=en --tasks asr,ner,lid --normaliser words
+    --set language=en --tasks asr,ner,lid --normaliser words --overwrite
 tokenverse-pp manifest split "$out/entities.jsonl.gz" "$out/entities" --by speaker --overwrite
 
 # What each gives to each task.

@@ -220,7 +220,7 @@ def test_json_lines_and_folders(tmp_path):
     assert "all.jsonl, line 5: transcript, field 'name': expected a text" in done.stderr
     done = run("manifest", "import", tmp_path / "c.jsonl", "--skip-bad", *options, tmp_path / "out")
     assert done.exit_code == 0 and "rows: 4 read = 2 kept + 2 left out" in done.stdout
-    done = run("manifest", "import", tmp_path / "c.jsonl", *options, tmp_path / "lines.json")
+    done = run("manifest", "import", tmp_path / "d.jsonl", *options, tmp_path / "lines.json")
     assert done.exit_code == 0 and "rows: 2 read = 2 kept + 0 left out" in done.stdout
 
 

@@ -229,10 +229,12 @@ def manifest(tiny_corpus):
 
 
 def test_manifest_commands_read_and_write_urls(manifest):
-    done = CliRunner().invoke(
-        cli, ["manifest", "subset", f"{HOME}/cuts_test.jsonl.gz", f"{HOME}/two.jsonl.gz", "--cuts", "2"]
-    )
+    words = ["manifest", "subset", f"{HOME}/cuts_test.jsonl.gz", f"{HOME}/two.jsonl.gz", "--cuts", "2"]
+    done = CliRunner().invoke(cli, words)
     assert done.exit_code == 0, done.output
+    done = CliRunner().invoke(cli, words)
+    assert done.exit_code == 2 and f"{HOME}/two.jsonl.gz: exists already; --overwrite replaces it" in done.output
+    assert CliRunner().invoke(cli, [*words, "--overwrite"]).exit_code == 0
     two = [cut.id for cut in read_cuts(f"{HOME}/two.jsonl.gz")]
     assert two == [cut.id for cut in read_cuts(manifest)][:2]
     assert next(read_rows(Path(f"{HOME}/two.jsonl.gz"))).where == f"{HOME}/two.jsonl.gz, line 1"

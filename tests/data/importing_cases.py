@@ -29,8 +29,8 @@ def write_audio(path, seconds=4.0, rate=RATE, channels=1):
 
 
 def run(*arguments):
-    """Exit code, standard output, standard error of `tokenverse-pp manifest ..`."""
-    result = command_line("manifest", *arguments)
+    """Exit code, standard output, standard error of `tokenverse-pp manifest ..`; an import replaces its output."""
+    result = command_line("manifest", *arguments, *(["--overwrite"] if arguments[0] == "import" else []))
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result.exit_code, result.stdout, result.stderr

@@ -289,6 +289,18 @@ def test_an_output_that_exists_is_kept_without_overwrite(manifest, tmp_path, com
     assert command == "conversations" or output.read_text() != "mine"  # the cuts of this file are no conversation
 
 
+def test_an_import_and_stored_features_keep_an_output_too(manifest, tmp_path):
+    output = tmp_path / "out.jsonl"
+    output.write_text("mine")
+    commands = (["import", output, "--table", manifest], ["store-features", manifest, output, "--config", manifest])
+    for words in commands:
+        result = run("manifest", *words)
+        assert result.stderr == f"error: {output}: exists already; --overwrite replaces it\n" and result.exit_code == 2
+        result = run("manifest", *words, "--overwrite")
+        assert result.exit_code == 2 and "exists already" not in result.stderr  # the manifest is no table, and no YAML
+    assert output.read_text() == "mine"
+
+
 def test_wrong_options(manifest, tmp_path):
     labels = [["--keep-labels", value] for value in ("ner", "ner=2", "asr=1")]
     labels.append(["--keep-labels", "ner=1", "--keep-labels", "ner=0"])

@@ -136,9 +136,8 @@ def test_features_of_chunks_are_stored_by_the_command_line(tiny_corpus, tmp_path
     chunked = ["--chunk-ms", "320", "--left-chunks", "1", "--sinks", "4"]
     for more in ([], chunked, [*chunked, "--no-strict"]):
         # Into the file that it reads: features come beside those that are there.
-        result = CliRunner().invoke(
-            cli, ["manifest", "store-features", str(cuts), str(cuts), "--config", str(tmp_path / "c.yaml"), *more]
-        )
+        options = ["--overwrite", "--config", str(tmp_path / "c.yaml"), *more]
+        result = CliRunner().invoke(cli, ["manifest", "store-features", str(cuts), str(cuts), *options])
         assert result.exit_code == 0, result.output
     cut = next(iter(CutSet.from_file(cuts)))
     every = (None, ChunkOptions(320, 1, 4), ChunkOptions(320, 1, 4, strict=False))

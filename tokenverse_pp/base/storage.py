@@ -132,6 +132,12 @@ def info_of(url: str) -> Info:
     return info
 
 
+def exists(url: str) -> bool:
+    """Whether there is such an object now (raises UserError if that cannot be told)."""
+    info = _patiently(url, lambda fs, path: fs.info(path), missing=None)
+    return info is not None and info.get("type") != "directory"
+
+
 def remember(url: str, names: Mapping[str, Info]) -> None:
     """Keep what `list_folder` returned for some objects in this process: opening them needs no other request.
 

@@ -19,7 +19,9 @@ from tokenverse_pp.cli.options import model_option, options_from, plugin_option,
 @click.option(
     "--cuts", "--ref", "cuts", required=True, type=click.Path(dir_okay=False), help="Cut manifest with labels."
 )
-@click.option("--output", type=click.Path(dir_okay=False), help="Write the scores as JSON too (scores.json).")
+@click.option(
+    "--output", type=click.Path(dir_okay=False), help="Write the scores as JSON too; an existing file is replaced."
+)
 @plugin_option
 def score(hyps: str, cuts: str, output: Optional[str]) -> None:
     """Score hypotheses, each task over the cuts that are labelled for it; print a table.
@@ -47,7 +49,7 @@ def score(hyps: str, cuts: str, output: Optional[str]) -> None:
 @click.option("--cuts", required=True, type=click.Path(dir_okay=False), help="Cut manifest with the labels.")
 @click.option("--by-corpus", is_flag=True, help="Each corpus apart as well (custom field corpus of the cuts).")
 @click.option("--resamples", type=click.IntRange(100), default=10_000, show_default=True, help="Draws of utterances.")
-@click.option("--output", type=click.Path(dir_okay=False), help="Write the comparison as JSON too.")
+@click.option("--output", type=click.Path(dir_okay=False), help="Write it as JSON too; an existing file is replaced.")
 @plugin_option
 def compare(first: str, second: str, cuts: str, by_corpus: bool, resamples: int, output: Optional[str]) -> None:
     """Compare the decodings A and B (hyps.jsonl) of the same cuts.
@@ -167,7 +169,12 @@ def table(effect: Dict[str, Dict[str, Any]]) -> str:
 @click.command("report")
 @click.option("--hyps", required=True, type=click.Path(dir_okay=False), help="File of hypotheses (hyps.jsonl).")
 @click.option("--cuts", required=True, type=click.Path(dir_okay=False), help="Cut manifest with the labels.")
-@click.option("--output", required=True, type=click.Path(dir_okay=False), help="The page (report.html).")
+@click.option(
+    "--output",
+    required=True,
+    type=click.Path(dir_okay=False),
+    help="The page (report.html); an existing file is replaced.",
+)
 @options_from(PageOptions, utterances={"type": click.IntRange(min=0)})
 @plugin_option
 @source_options

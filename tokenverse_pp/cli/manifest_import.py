@@ -8,7 +8,7 @@ from typing import Any, Dict, Tuple
 import click
 
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.cli.options import options_from, together
+from tokenverse_pp.cli.options import options_from, overwrite_option, refuse_existing, together
 from tokenverse_pp.data.dataset import SAMPLING_RATE
 from tokenverse_pp.data.importing.fields import TEXT_NORMALISERS, FieldMap, check_field, constants_of
 from tokenverse_pp.data.importing.sources import ImportOptions
@@ -46,7 +46,8 @@ OPTIONS = together(
 @click.command("import")
 @click.argument("output", type=FILE)
 @OPTIONS
-def import_corpus(output: Path, **given: Any) -> None:
+@overwrite_option
+def import_corpus(output: Path, overwrite: bool, **given: Any) -> None:
     """Turn tables and annotation files into labelled cuts, written to OUTPUT (.jsonl or .jsonl.gz).
 
     One source gives the turns (--table, --kaldi, --hf, --stm, --subtitles, --transcripts, or --rttm, or --ctm); others
@@ -73,6 +74,7 @@ def import_corpus(output: Path, **given: Any) -> None:
     """
     from tokenverse_pp.data.importing.run import import_manifest
 
+    refuse_existing([output], overwrite)
     import_manifest(output, options_of(given), say=click.echo)
 
 

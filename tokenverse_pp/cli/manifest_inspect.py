@@ -18,7 +18,15 @@ from tokenverse_pp.base.engine import Parts, current_engine
 from tokenverse_pp.base.errors import UserError, printable
 from tokenverse_pp.base.files import url_of, write_json
 from tokenverse_pp.cli.groups import EXIT_CODE
-from tokenverse_pp.cli.options import engine_options, jobs_option, options_from, source_options, threads_option
+from tokenverse_pp.cli.options import (
+    engine_options,
+    jobs_option,
+    options_from,
+    overwrite_option,
+    refuse_existing,
+    source_options,
+    threads_option,
+)
 from tokenverse_pp.data.editing.shar import write_shar
 from tokenverse_pp.data.editing.stats import (
     count_manifests,
@@ -63,8 +71,10 @@ def validate(cuts: Tuple[str, ...], audio: bool, list_all: bool, first: Optional
 
 @click.command()
 @click.argument("cuts", nargs=-1, required=True, type=click.Path())
-@click.option("--json", "json_path", type=click.Path(dir_okay=False), help="Write the counts to this file.")
-@click.option("--plot", type=click.Path(dir_okay=False), help="Draw hours labelled by task and language (.png).")
+@click.option(
+    "--json", "json_path", type=click.Path(dir_okay=False), help="Write the counts to this file, which is replaced."
+)
+@click.option("--plot", type=click.Path(dir_okay=False), help="Draw hours by task and language (.png), replaced.")
 def stats(cuts: Tuple[str, ...], json_path: Optional[str], plot: Optional[str]) -> None:
     """Count hours, turns, words and task tokens of CUTS, by task and language, labelled and not labelled.
 
@@ -178,6 +188,7 @@ def to_shar(cuts: str, output_dir: Path, shard_size: int, audio: str, jobs: int)
     ChunkOptions, "chunk_ms", "left_chunks", "sinks", "strict", chunk_ms={"default": 0}, left_chunks={"default": -1}
 )
 @click.option("--sample", type=int, help="Take N cuts at random (seed 0), not all.")
+@overwrite_option
 @jobs_option
 @threads_option
 @source_options
@@ -192,6 +203,7 @@ def store_features(
     bf16: bool,
     max_duration: float,
     sample: Optional[int],
+    overwrite: bool,
     jobs: int,
     threads: int,
     **given: Any,
@@ -199,9 +211,9 @@ def store_features(
     """Store the frozen encoder's features of CUTS, and write cuts that refer to them to OUTPUT.
 
     Training with data.stored_features=true then skips the encoder, which takes most of a step. Features of chunks are
-    added to those that CUTS already have: run it once for each combination that model.streaming draws. With --num-jobs
-    the processes share the GPUs, or the cores if there are no GPUs. With --engine ray, the same command resumes a
-    stopped run.
+    added to those that CUTS already have: run it once for each combination that model.streaming draws, into a new file
+    or with OUTPUT = CUTS and --overwrite. With --num-jobs the processes share the GPUs, or the cores if there are no
+    GPUs. With --engine ray, the same command resumes a stopped run.
     """
     from tokenverse_pp.api.folders import locate_encoder
     from tokenverse_pp.data.distributed import set_threads
@@ -214,6 +226,7 @@ def store_features(
     folder = storage_dir or output.with_name(output.name.split(".")[0] + ".features")
     if url_of(folder) is not None:
         raise UserError("--storage-dir: expected a local folder, also where OUTPUT is a URL: arrays are files")
+    refuse_existing([output], overwrite)
     chosen = load_cuts([str(cuts)], "CUTS")
     config = parse_config([word for path in config_files for word in ("--config", str(path))]).model.encoder
     config.name = locate_encoder(config.name, Path())

@@ -27,7 +27,7 @@ import click
 
 from tokenverse_pp.base.engine import EngineOptions, opened
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.files import PathLike
+from tokenverse_pp.base.files import PathLike, url_of
 from tokenverse_pp.base.options import option_help
 
 Command = Callable[..., Any]
@@ -152,15 +152,18 @@ threads_option = click.option(
     help="CPU threads; 0: as OMP_NUM_THREADS says, else by the size of the model and the number of cores.",
 )
 
-# Of commands that write a manifest; they call `refuse_existing`.
+# Of commands that write a manifest; they call `refuse_existing`. Reports (scores, comparisons, plots) are replaced.
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace files that exist already.")
 
 
 def refuse_existing(outputs: Iterable[PathLike], overwrite: bool, hint: str = "") -> None:
-    """Check that no output exists, unless it may be replaced (raises UserError)."""
-    there = [path for path in outputs if os.path.lexists(path)]
-    if there and not overwrite:
-        raise UserError(f"{there[0]}: exists already; --overwrite replaces it{hint}")
+    """Check that no output (a path or a URL) exists, unless it may be replaced (raises UserError)."""
+    for path in () if overwrite else outputs:
+        url = url_of(path)
+        if url is not None:
+            from tokenverse_pp.base.storage import exists  # needs no package until a URL is given
+        if exists(url) if url is not None else os.path.lexists(path):
+            raise UserError(f"{url or path}: exists already; --overwrite replaces it{hint}")
 
 
 def engine_options(command: Command) -> Command:
