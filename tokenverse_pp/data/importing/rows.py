@@ -251,7 +251,7 @@ class Ledger:
         self.repeated_words = 0
         self.cuts = 0
         self.cuts_by_task: Counter[str] = Counter()
-        self.notes: Counter[str] = Counter()  # what an option changed without rejecting a row
+        self.notes: Counter[str] = Counter()  # what was changed or found without rejecting a row
         self.again = 0  # rows with the audio and times of an earlier row
         self.first_again = ""  # the first of them, with the row that it repeats or a hint
         self._list = tempfile.TemporaryFile("w+", encoding="utf-8", errors="backslashreplace")
@@ -516,6 +516,8 @@ class Speakers:
             self.by_recording.setdefault(recording_key(turn), []).append(turn)
         self._asked: Set[str] = set()
         self._files = _Files()
+        self.elsewhere = 0  # rows in whose time somebody speaks, but on other channels only
+        self.first_elsewhere = ""  # the first of them, with the channels
 
     def give(self, row: Row) -> Row:
         """Set the speaker of a turn: the one who speaks longest in it, or None.
@@ -528,13 +530,30 @@ class Speakers:
         if recording_key(row) in self.by_recording:
             self._files.check(row)
         first, last = _bounds(row)
+        other: Optional[str] = None
         for turn in self.by_recording.get(recording_key(row), ()):
             start, end = _bounds(turn)
             shared = min(end, last) - max(start, first)
-            if shared > 0 and turn.speaker is not None and same_channel(turn.channel, row.channel):
-                shares[turn.speaker] = shares.get(turn.speaker, 0.0) + shared
+            if shared > 0 and turn.speaker is not None:
+                if same_channel(turn.channel, row.channel):
+                    shares[turn.speaker] = shares.get(turn.speaker, 0.0) + shared
+                else:
+                    other = other or turn.channel
         row.speaker = max(shares, key=lambda name: shares[name]) if shares else None
+        if other is not None and not shares:
+            self.elsewhere += 1
+            told = f"{row.place}, channel {shown(row.channel)}, in the RTTM {shown(other)}"
+            self.first_elsewhere = self.first_elsewhere or told
         return row
+
+    def count_elsewhere(self, notes: Counter[str]) -> None:
+        """Count the rows that got no speaker since their channel is not that of the speakers, with the first of them.
+
+        That is right for a call whose other side speaks, and wrong for an RTTM that numbers channels in another way.
+        """
+        if self.elsewhere:
+            what = "turns without a speaker, where the RTTM has speakers on another channel only"
+            notes[f"{what} (the first: {self.first_elsewhere})"] += self.elsewhere
 
     def unused(self) -> Iterator[Rejected]:
         """Yield the first turn of each recording, if no row is of any of these recordings.

@@ -197,7 +197,7 @@ class _Import:
 
     def _items(self) -> Iterator[RowOrRejected]:
         """Yield and count every row; one without readable audio or with a repeated id is rejected."""
-        read = rows_of(self.options, self.audio_out, self.finder)
+        read = rows_of(self.options, self.audio_out, self.finder, self.ledger.notes)
         rows = self.documents.attach(read) if isinstance(self.documents, SentencesInOrder) else read
         for item in tqdm(self._ahead(rows), desc="import", unit=" rows", disable=None, leave=False):
             self.ledger.read += 1

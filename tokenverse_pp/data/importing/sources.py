@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -145,8 +146,13 @@ class ImportOptions:
         return Path()
 
 
-def rows_of(options: ImportOptions, audio_out: AudioOut, finder: AudioFinder) -> Iterator[RowOrRejected]:
-    """Yield all rows, completed from recordings, constants, speaker turns, words and inline marks."""
+def rows_of(
+    options: ImportOptions, audio_out: AudioOut, finder: AudioFinder, notes: Counter[str]
+) -> Iterator[RowOrRejected]:
+    """Yield all rows, completed from recordings, constants, speaker turns, words and inline marks.
+
+    ``notes`` counts what the user should know of rows that are not rejected.
+    """
     turns = options.turns
     recordings, bad = _recordings(options)
     rttm: List[object] = list(read_rttm(options.rttm, options.nist_notation)) if options.rttm is not None else []
@@ -210,6 +216,7 @@ def rows_of(options: ImportOptions, audio_out: AudioOut, finder: AudioFinder) ->
         yield item if has_audio else replace(item, harmless=True)
     if speakers is not None:
         yield from speakers.unused()
+        speakers.count_elsewhere(notes)
 
 
 def _refuse_empty(path: Optional[Path], what: str) -> None:
