@@ -26,7 +26,7 @@ from tokenverse_pp.data.distributed import DistributedContext, set_threads, star
 from tokenverse_pp.data.samplers import load_cuts, open_rounds
 from tokenverse_pp.data.tokenizer import Tokenizer
 from tokenverse_pp.models.bundle import build_model, get_tokenizer, spelled_as_before
-from tokenverse_pp.models.checkpoint import list_checkpoints
+from tokenverse_pp.models.checkpoint import list_checkpoints, recover_run
 from tokenverse_pp.tasks import build_tasks, load_plugins
 from tokenverse_pp.training.checkpoints import find_start
 from tokenverse_pp.training.failures import STOPPED, StopRequest, explaining_device_errors, join_watch, looking_after
@@ -63,6 +63,7 @@ def train(config: Config, world: DistributedContext, stop: Optional[StopRequest]
     remote = open_remote(config, world)
     exp_dir = Path(config.training.exp_dir)
     check_storage(exp_dir, world)
+    world.from_writer(lambda: recover_run(exp_dir))
     if not world.shared and str(config.training.resume).lower() != "false":
         share_checkpoints(exp_dir, world)
 

@@ -1,6 +1,8 @@
 """Checkpoints: complete or absent, retained, averaged, and exact for the optimiser."""
 
 import json
+import os
+import shutil
 
 import pytest
 import torch
@@ -54,6 +56,66 @@ def test_folder_that_is_there_is_replaced(tmp_path):
     write(tmp_path, 1, 1.0)
     folder = write(tmp_path, 1, 2.0)
     assert checkpoint.read_tensors(folder / checkpoint.WEIGHTS)["w"].tolist() == [2.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("renames", "again", "expected"), [(0, 0, 1.0), (1, 0, 2.0), (2, 0, 2.0), (0, 1, 1.0), (1, 1, 2.0)]
+)
+def test_a_kill_at_any_rename_leaves_the_old_or_the_new_folder(tmp_path, monkeypatch, renames, again, expected):
+    replace, done = os.replace, []
+
+    def die(*args):
+        raise KeyboardInterrupt
+
+    def value():
+        [folder] = checkpoint.list_checkpoints(tmp_path)
+        assert checkpoint.damage(folder, needed=()) is None
+        return checkpoint.read_tensors(folder / checkpoint.WEIGHTS)["w"][0].item()
+
+    write(tmp_path, 1, 1.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", lambda *paths: done.append(replace(*paths)) if len(done) < renames else die())
+        patch.setattr(shutil, "rmtree", lambda path, **options: done and die())  # of the old folder, in the end
+        with pytest.raises(KeyboardInterrupt):
+            write(tmp_path, 1, 2.0)
+    if again:  # the next try is killed too, before it has written its files
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint, "save_file", die)
+            with pytest.raises(KeyboardInterrupt):
+                write(tmp_path, 1, 3.0)
+    checkpoint.recover_run(tmp_path)
+    assert value() == expected
+    write(tmp_path, 1, 4.0)
+    assert value() == 4.0 and [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
+
+
+def test_a_replacement_that_is_not_whole_is_not_recovered(tmp_path):
+    new, old = write(tmp_path, 1, 1.0), write(tmp_path, 2, 2.0)
+    new, old = new.rename(f"{old}{checkpoint.TEMPORARY}"), old.rename(f"{old}{checkpoint.OLD}")
+    (new / checkpoint.WEIGHTS).write_bytes(b"cut off")
+    checkpoint.recover_run(tmp_path)
+    [folder] = checkpoint.list_checkpoints(tmp_path)
+    assert checkpoint.read_tensors(folder / checkpoint.WEIGHTS)["w"].tolist() == [2.0, 2.0]
+    folder.rename(old)
+    (old / checkpoint.WEIGHTS).unlink()  # a deletion that was killed
+    checkpoint.recover_run(tmp_path)
+    assert checkpoint.list_checkpoints(tmp_path) == []
+
+
+def test_a_failing_rename_keeps_the_old_folder(tmp_path, monkeypatch):
+    write(tmp_path, 1, 1.0)
+    replace = os.replace
+
+    def failing(source, target):
+        if str(source).endswith(checkpoint.TEMPORARY):
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", failing)
+        with pytest.raises(UserError, match="No space left on device"):
+            write(tmp_path, 1, 2.0)
+    assert average(checkpoint.list_checkpoints(tmp_path))["w"].tolist() == [1.0, 1.0]
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", b"\xff" * 64, None])

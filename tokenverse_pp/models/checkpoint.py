@@ -29,6 +29,7 @@ STATE = "state.json"
 CONFIG = "config.yaml"
 TOKENIZER = "tokenizer.model"
 CHECKSUMS = "checksums.json"  # {file: {"bytes": .., "sha256": ..}}
+TEMPORARY, OLD = ".tmp", ".old"  # ends of the names of a folder that is written, and of the one that it replaces
 COMPLETE = (WEIGHTS, OPTIMIZER, STATE, CONFIG, TOKENIZER)  # what a run needs to resume
 
 
@@ -52,15 +53,16 @@ def write_folder(folder: Path, tensors: Dict[str, Dict[str, Tensor]], texts: Dic
     """Write files and their checksums into a folder, atomically.
 
     Args:
-        folder: replaced if it exists.
+        folder: replaced if it exists. If the process is killed between the two renames of that, `recover` finds both.
         tensors: file name -> tensors.
         texts: file name -> content.
 
     Raises:
         UserError: the folder cannot be written (disk full, no permission); an existing one is kept.
     """
-    temporary, old = (folder.with_name(folder.name + end) for end in (".tmp", ".old"))
+    temporary, old = (folder.with_name(folder.name + end) for end in (TEMPORARY, OLD))
     try:
+        recover(folder)
         for path in (temporary, old):
             shutil.rmtree(path, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -77,9 +79,30 @@ def write_folder(folder: Path, tensors: Dict[str, Dict[str, Tensor]], texts: Dic
         _flush(folder.parent)
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        if old.exists() and not folder.exists():
+            os.replace(old, folder)
         shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(f"{folder}: cannot be written: {reason}") from None
     shutil.rmtree(old, ignore_errors=True)
+
+
+def recover(folder: Path) -> None:
+    """Complete a replacement by `write_folder` that was killed: take the new folder if it is whole, else the old one.
+
+    Only for the process that writes the folder, as it renames.
+    """
+    temporary, old = (folder.with_name(folder.name + end) for end in (TEMPORARY, OLD))
+    if old.is_dir() and not folder.exists():
+        for path in (temporary, old):  # an old one may also be left of a deletion, and lack files
+            if path.is_dir() and damage(path, needed=()) is None:
+                os.replace(path, folder)
+                return
+
+
+def recover_run(exp_dir: Path) -> None:
+    """`recover` the checkpoints and the final model of a run."""
+    for old in [*exp_dir.glob(f"model{OLD}"), *(exp_dir / "checkpoints").glob(f"step-*{OLD}")]:
+        recover(old.with_name(old.name[: -len(OLD)]))
 
 
 def _flush(path: Path) -> None:
@@ -97,8 +120,11 @@ def write_checksums(folder: Path) -> None:
     (folder / CHECKSUMS).write_text(json.dumps(sums, indent=1), encoding="utf-8")
 
 
-def damage(folder: Path) -> Optional[str]:
-    """Describe in one line what is damaged or missing in a checkpoint; None if all files have their checksums."""
+def damage(folder: Path, needed: Sequence[str] = COMPLETE) -> Optional[str]:
+    """Describe in one line what is damaged or missing in a checkpoint; None if all files have their checksums.
+
+    ``needed``: the files that it must have.
+    """
     try:
         text = (folder / CHECKSUMS).read_text(encoding="utf-8")
         sums = json.loads(text)
@@ -111,7 +137,7 @@ def damage(folder: Path) -> Optional[str]:
         return f"{folder / CHECKSUMS}: no such file"
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return f"{folder / CHECKSUMS}: damaged"
-    for name in [*(name for name in COMPLETE if name not in expected), *expected]:
+    for name in [*(name for name in needed if name not in expected), *expected]:
         path = folder / name
         if name not in expected:
             return f"{path}: not among its checksums"

@@ -210,8 +210,8 @@ class Saver:
             raise UserError(f"--training.exp_dir: {self.exp_dir}: cannot be written: {error.strerror}") from None
         except UserError as error:
             raise UserError(f"--training.exp_dir: another run trains there: {error}") from None
-        for end in ("tmp", "old"):
-            for left in (self.exp_dir / "checkpoints").glob(f"step-*.{end}"):
+        for end in (checkpoint.TEMPORARY, checkpoint.OLD):
+            for left in (self.exp_dir / "checkpoints").glob(f"step-*{end}"):
                 shutil.rmtree(left, ignore_errors=True)
 
     def release(self) -> None:
@@ -329,7 +329,7 @@ def retain(exp_dir: Path, last: int, best: int, by: str) -> None:
     for folder in found:
         if folder not in kept:
             # If another program reads a file on NFS, part of the folder stays until the next start (`prepare`).
-            old = folder.with_name(f"{folder.name}.old")
+            old = folder.with_name(f"{folder.name}{checkpoint.OLD}")
             shutil.rmtree(old, ignore_errors=True)
             with contextlib.suppress(OSError):
                 os.replace(folder, old)
