@@ -26,7 +26,7 @@ from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.engine import Parts, current_engine
 from tokenverse_pp.base.errors import UserError, printable
 from tokenverse_pp.base.files import url_of, write_json, write_text
-from tokenverse_pp.base.options import DecodeOptions, PageOptions
+from tokenverse_pp.base.options import DecodeOptions, PageOptions, names_of, tasks_named
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.base.storage import working_folder
 from tokenverse_pp.cli.groups import EXIT_CODE, report_errors
@@ -36,7 +36,6 @@ from tokenverse_pp.cli.options import (
     chosen,
     engine_options,
     model_option,
-    names_of,
     options_from,
     plugin_options,
     source_options,
@@ -66,7 +65,7 @@ PATIENCE = 300.0  # seconds without a sign of life after which another process c
 @model_option
 @click.option("--cuts", "cut_files", required=True, multiple=True, help="CutSet to decode; may be given several times.")
 @click.option("--output-dir", required=True, type=click.Path(path_type=Path), help="For hyps.jsonl, scores.json etc.")
-@options_from(DecodeOptions, "tasks", "inactive", "pauses", tasks={"type": str, "default": ""})
+@options_from(DecodeOptions, "tasks", "inactive", "pauses", tasks={"type": str})
 @options_from(
     SearchOptions,
     *("method", "beam", "max_symbols", "nbest", "blank_penalty", "token_bias", "temperature", "length_bonus"),
@@ -123,7 +122,7 @@ def options_of(given: Mapping[str, Any]) -> DecodeOptions:
         DecodeOptions,
         given,
         search=search,
-        tasks=names_of(given["tasks"]),
+        tasks=tasks_named(given["tasks"], "--tasks") or (),
         chunks=chosen(ChunkOptions, given) if given["chunk_ms"] else None,
     )
 
@@ -215,7 +214,7 @@ def check_chunks(loaded: ModelBundle, options: DecodeOptions) -> None:
 def check_cuts(cuts: Sequence[Cut], loaded: ModelBundle, options: DecodeOptions) -> None:
     """Check ids, labels and the kind of features before decoding starts."""
     check_ids(cuts)
-    validate_cuts([cut for cut in cuts if "tasks" in (cut.custom or {})])
+    validate_cuts(cuts, unlabelled=True)
     if options.stored_features and cuts:
         check_origin(cuts[0], loaded.config.model.encoder)
 

@@ -158,5 +158,9 @@ def test_tasks_and_languages_may_have_commas_as_on_the_command_line():
     given = decode_options(TranscribeOptions(tasks="asr, lid", language="fr,nl"), known)
     assert given == decode_options(TranscribeOptions(tasks=["asr", "lid"], language=("fr", "nl")), known)
     assert given.tasks == ("asr", "lid") and given.search.languages == ("fr", "nl")
+    assert decode_options(TranscribeOptions(), known).tasks == known.names
+    for nothing in ("", " , ", [], ()):
+        with pytest.raises(UserError, match="tasks: names no task; expected some, such as asr,lid, or asr alone"):
+            decode_options(TranscribeOptions(tasks=nothing), known)
     with pytest.raises(UserError, match="tasks: task 'sdc': this model knows asr"):
         decode_options(TranscribeOptions(tasks="asr,sdc"), known)

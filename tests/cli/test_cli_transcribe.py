@@ -286,6 +286,7 @@ def test_wrong_options_are_one_line(model, calls, tmp_path):
     for args, said in [
         ((), "AUDIO: expected files"),
         ((one, "--tasks", "asr,dance"), "task 'dance': this model knows"),
+        ((one, "--tasks", " ,"), "--tasks: names no task; expected some, such as asr,lid, or asr alone"),
         ((one, "--language", "xx"), "does not write [XX]"),
         ((one, "--language", "qaa", "--tasks", "asr"), "with the task lid only"),
         ((one, "--format", "srt", "--format", "vtt"), "several formats need --output-dir"),

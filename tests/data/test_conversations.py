@@ -283,6 +283,7 @@ def test_command_refuses_what_it_cannot_honour(call, tmp_path):
     assert result.exit_code == 2 and "two recordings have the id r" in result.stderr, result.stderr
     for options, said in (
         (["--tasks", "asr,sing"], "unknown task 'sing'"),
+        (["--tasks", ""], "--tasks: names no task"),
         (["--max-seconds", 0.3], "--max-seconds 0.3"),
         (["--recordings", tmp_path / "in.jsonl.gz"], "expected a RecordingSet, found a CutSet"),
         (["--recordings", tmp_path / "none.jsonl.gz"], "no such file"),

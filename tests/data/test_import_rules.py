@@ -162,6 +162,7 @@ def test_times(audio_dir, tmp_path, out, start, end, said):
         (("--table", "T", "--set", "text=oui"), "differs from row to row"),
         (("--table", "T", "--set", "endpoint=perhaps"), "--set endpoint: field 'endpoint': expected true or false"),
         (("--table", "T", "--tasks", "asr,sing"), "--tasks: unknown task 'sing'"),
+        (("--table", "T", "--tasks", ""), "--tasks: names no task"),
         (("--table", "T", "--normaliser", "shout"), "--normaliser shout: expected one of keep"),
         (("--table", "none.csv"), "--table: none.csv: no such file"),
         (("--table", "T", "--conll", "T", "--brat", "."), "expected one of them"),

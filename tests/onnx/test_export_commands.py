@@ -104,7 +104,7 @@ def test_documents_name_exactly_the_packages_that_the_runtime_imports(exported, 
 def test_files_are_transcribed_without_torch(exported, tmp_path, case):
     loaded, folder = exported(case)
     names = [speak(tmp_path / f"{i}.wav", seed=i) for i in range(2)]
-    done = without_torch(folder, *names, "--format", "json", "--tasks", "asr,endp,lid")
+    done = without_torch(folder, *names, "--format", "json", "--tasks", "asr, endp,lid")
     assert done.returncode == 0, done.stderr
     for item, path in zip([json.loads(line) for line in done.stdout.splitlines()], names):
         samples = soundfile.read(path, dtype="float32")[0]
@@ -178,7 +178,8 @@ def test_bad_files_are_a_line_each_and_the_others_are_done(exported, tmp_path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--tasks", "asr,emo"], "task 'emo': this model knows asr, scd, endp, ner, lid"),
+        (["--tasks", ""], "--tasks: names no task"),
+        (["--tasks", "asr, emo"], "task 'emo': this model knows asr, scd, endp, ner, lid"),
         (["--language", "de"], "this model does not write [DE]"),
         (["--beam", "0"], "search option 'beam'"),
     ],

@@ -160,6 +160,7 @@ def refused(script, folder, arguments, *said):
     "more, said",
     [
         (["--tasks", "asr,sing"], ["--tasks", "sing", "asr, scd"]),
+        (["--tasks", ""], ["--tasks: names no task"]),
         (["--languages", "xx"], ["[XX]", "[QAA], [QAB]"]),
         (["--encoder", "/no/such/folder"], ["/no/such/folder"]),
         (["--stored-features"], ["no stored features"]),

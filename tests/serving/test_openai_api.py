@@ -151,7 +151,8 @@ async def test_language_hotwords_and_tasks(toy, talk):
         assert some["tasks"] == ["asr", "scd"] and "endpoints" not in some and "turns" in some
         assert (await refused(server, content, model="toy", language="xx"))["param"] == "language"
         assert (await refused(server, content, model="toy", prompt="日本"))["param"] == "prompt"
-        assert (await refused(server, content, model="toy", extra_body={"tasks": "sing"}))["param"] == "tasks"
+        for wrong in ("sing", ","):
+            assert (await refused(server, content, model="toy", extra_body={"tasks": wrong}))["param"] == "tasks"
 
 
 async def test_events_come_while_a_long_recording_is_decoded(toy, tiny_corpus):

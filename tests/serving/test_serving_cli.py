@@ -110,6 +110,7 @@ def test_a_model_is_served(tiny_corpus, tmp_path):
         taken = run("serve", "--model", model, "--port", url.split(":")[2].split("/")[0])
         assert_refused(taken, "cannot listen on 127.0.0.1 port")
         assert_refused(run("serve", "--model", model, "--tasks", "asr,sing"), "--tasks: task 'sing'")
+        assert_refused(run("serve", "--model", model, "--tasks", ""), "--tasks: names no task")
         assert_refused(run("serve", "--model", model, "--chunk-ms", 0), "chunk")
         assert_refused(run("serve", "--model", model, "--hotwords", tmp_path / "no"), tmp_path / "no")
         assert_refused(run("serve", "--model", model, "--language", "xx"), "does not write [XX]")

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from tokenverse_pp.base.engine import Compute, Parts, current_engine
 from tokenverse_pp.base.errors import UserError, printable
-from tokenverse_pp.base.options import DecodeOptions, Names, TranscribeOptions
+from tokenverse_pp.base.options import DecodeOptions, Names, TranscribeOptions, names_of, tasks_named
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.data.audio.inputs import Heard, Refused
 from tokenverse_pp.decoding.context_graph import read_hotwords
@@ -27,7 +27,7 @@ from tokenverse_pp.tasks.result import Transcript, Word
 
 def decode_options(options: TranscribeOptions, known: TaskSet) -> DecodeOptions:
     """Return the decoder's options for a model with these tasks (raises UserError)."""
-    tasks = known.chosen(_tuple(options.tasks) or known.names, "tasks: ").names
+    tasks = known.chosen(tasks_named(options.tasks, "tasks") or known.names, "tasks: ").names
     options.check()
     return DecodeOptions(
         search_options(options, "lid" in tasks),
@@ -60,7 +60,7 @@ def search_options(options: TranscribeOptions, has_language: bool) -> SearchOpti
 
 def _tuple(names: Optional[Names]) -> Tuple[str, ...]:
     """Names, or one text of them with commas, as on the command line."""
-    return tuple(name.strip() for name in names.split(",")) if isinstance(names, str) else tuple(names or ())
+    return names_of(names) if isinstance(names, str) else tuple(names or ())
 
 
 Item = Union[Heard, Refused]

@@ -24,6 +24,29 @@ SherpaForm = Literal["ctc", "online", "prompt"]
 Inactive = Literal["suppress", "strip"]
 
 
+def names_of(text: Optional[str]) -> Tuple[str, ...]:
+    """The names in a text with commas.
+
+    >>> names_of("asr, lid,"), names_of(None)
+    (('asr', 'lid'), ())
+    """
+    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
+
+
+def tasks_named(tasks: Optional[Names], where: str) -> Optional[Tuple[str, ...]]:
+    """The names of tasks in a list, or in a text with commas; None if None is given, which means the default.
+
+    Raises:
+        UserError: nothing is named (an empty variable of a script, say): neither all tasks are meant for sure, nor asr.
+    """
+    if tasks is None:
+        return None
+    names = names_of(tasks) if isinstance(tasks, str) else tuple(tasks)
+    if not names:
+        raise UserError(f"{where}: names no task; expected some, such as asr,lid, or asr alone")
+    return names
+
+
 @dataclass(frozen=True)
 class DecodeOptions:
     """How to decode a CutSet (raises UserError if a value is out of range)."""

@@ -14,12 +14,12 @@ import click
 from tokenverse_pp.base.engine import Parts, current_engine
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import aligned, write_text
+from tokenverse_pp.base.options import names_of, tasks_named
 from tokenverse_pp.cli.manifest_prepare import window_options
 from tokenverse_pp.cli.options import (
     NamedNumber,
     chosen,
     engine_options,
-    names_of,
     options_from,
     overwrite_option,
     refuse_existing,
@@ -92,8 +92,8 @@ def label(
     With --engine ray, the same command resumes a stopped run from OUTPUT.parts.
     """
     refuse_existing([output], overwrite)
-    tasks = {name: names_of(given[name]) for name in ("add", "drop")}
-    change = chosen(LabelChange, given, only=names_of(given["only"]) or None, **tasks)
+    tasks = {name: tasks_named(given[name], f"--{name}") or () for name in ("add", "drop")}
+    change = chosen(LabelChange, given, only=tasks_named(given["only"], "--only"), **tasks)
     finder = _finder(pipeline, gazetteer, match_case, confidence)
     if finder is None and change == LabelChange(replace_labels=change.replace_labels):
         raise UserError("nothing to do: expected --add, --drop, --only, --language, --spacy or --gazetteer")
@@ -387,7 +387,7 @@ def conversations(
         turns,
         output,
         recordings,
-        [name.strip() for name in tasks.split(",")],
+        tasks_named(tasks, "--tasks") or (),
         options,
         normaliser,
         language,

@@ -17,6 +17,7 @@ from tokenverse_pp.base.config_files import parse_config
 from tokenverse_pp.base.engine import Parts, current_engine
 from tokenverse_pp.base.errors import UserError, printable
 from tokenverse_pp.base.files import url_of, write_json
+from tokenverse_pp.base.options import tasks_named
 from tokenverse_pp.cli.groups import EXIT_CODE
 from tokenverse_pp.cli.options import (
     engine_options,
@@ -99,8 +100,7 @@ def stats(cuts: Tuple[str, ...], json_path: Optional[str], plot: Optional[str]) 
 @click.option("--tasks", help="Only the tokens of these, e.g. asr,ner. Default: of all that the cut is labelled for.")
 def show(cut_id: str, cuts: str, tasks: Optional[str]) -> None:
     """Print the cut ID as text with task tokens, its turns with times, and the tasks that it is not labelled for."""
-    names = tasks.replace(",", " ").split() if tasks is not None else None
-    click.echo(show_cut(find_cut(cuts, cut_id), names))
+    click.echo(show_cut(find_cut(cuts, cut_id), tasks_named(tasks, "--tasks")))
 
 
 @click.command()

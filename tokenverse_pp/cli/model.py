@@ -10,15 +10,8 @@ import click
 from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import replacing, replacing_folder
-from tokenverse_pp.base.options import ExportOptions
-from tokenverse_pp.cli.options import (
-    TOKEN_BIAS,
-    config_options,
-    names_of,
-    options_from,
-    plugin_options,
-    read_config,
-)
+from tokenverse_pp.base.options import ExportOptions, tasks_named
+from tokenverse_pp.cli.options import TOKEN_BIAS, config_options, options_from, plugin_options, read_config
 
 IN_CHUNKS = ("chunk_ms", "left_chunks", "sinks")  # options of exports for streams
 
@@ -152,7 +145,7 @@ def export(
         precision,
         _chunks(given, given["streaming"] or form in ("online", "prompt")),
         form,
-        tuple(names_of(text) for text in given["task_sets"]),
+        tuple(tasks_named(text, "--tasks") or () for text in given["task_sets"]),
         token_bias=given["token_bias"],
     )
     description = export_onnx(load_named(model, encoder, trust_plugins)[0], output_dir, options)

@@ -121,11 +121,6 @@ def chosen(cls: type, given: Mapping[str, Any], **others: Any) -> Any:
     return cls(**{**{name: value for name, value in given.items() if name in names}, **others})
 
 
-def names_of(text: Optional[str]) -> Tuple[str, ...]:
-    """``asr,lid`` -> (asr, lid)."""
-    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
-
-
 # Changes for the field of that name in `options_from`.
 TOKEN_BIAS = {"type": NamedNumber("TOKEN=NUMBER", "[SCD]=0.7"), "multiple": True}
 

@@ -10,14 +10,13 @@ import click
 
 from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.errors import printable
-from tokenverse_pp.base.options import StreamingOptions, TranscribeOptions
+from tokenverse_pp.base.options import StreamingOptions, TranscribeOptions, names_of, tasks_named
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.cli.options import (
     TOKEN_BIAS,
     chosen,
     device_option,
     model_options,
-    names_of,
     options_from,
     plugin_options,
     threads_option,
@@ -138,7 +137,7 @@ def _models(given: Mapping[str, Any]) -> Tuple[Any, Any]:
     loaded = TokenVerse.from_pretrained(model, given["encoder"], given["device"], trust_plugins=trust).loaded
     log = logging.getLogger("tokenverse_pp.serving")
     log.info(set_threads(given["threads"], loaded.model))
-    tasks = names_of(given["tasks"])
+    tasks = tasks_named(given["tasks"], "--tasks") or ()
     loaded.tasks.chosen(tasks, "--tasks: ")
     has_language = "lid" in (tasks or loaded.tasks)
     options = StreamingOptions(
@@ -156,7 +155,7 @@ def _transcription(given: Mapping[str, Any], method: Any) -> TranscribeOptions:
     names = ("hotword_score", "lm_scale", "lm_bonus", "blank_penalty", "token_bias", "beam")
     scales = {name: given[name] for name in names}
     return TranscribeOptions(
-        names_of(given["tasks"]) or None,
+        tasks_named(given["tasks"], "--tasks"),
         names_of(given["language"]) or None,
         given["hotwords"],
         search=SearchOptions(method, **scales),
@@ -231,7 +230,7 @@ def stream(
 
     need_websockets()
     given["token"] = read_token(Path(token_file) if token_file else None)
-    given["tasks"], given["language"] = names_of(tasks) or None, names_of(language) or None
+    given["tasks"], given["language"] = tasks_named(tasks, "--tasks"), names_of(language) or None
     given["hotwords"] = None if hotwords is None else read_hotwords(hotwords)
 
     def begin(ready: Dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from tokenverse_pp.base.errors import UserError, printable
 from tokenverse_pp.base.files import url_of
-from tokenverse_pp.base.options import TranscribeOptions
+from tokenverse_pp.base.options import TranscribeOptions, names_of, tasks_named
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.cli.groups import EXIT_CODE, messages_on_stderr
 from tokenverse_pp.cli.options import (
@@ -22,7 +22,6 @@ from tokenverse_pp.cli.options import (
     device_option,
     engine_options,
     model_options,
-    names_of,
     options_from,
     plugin_options,
     source_options,
@@ -92,7 +91,7 @@ def transcribe(audio: Tuple[str, ...], **given: Any) -> None:
         list_tasks(given["model"], given["trust_plugins"])
         return
     check(audio, given)
-    tasks, language = names_of(given["tasks"]), names_of(given["language"]) or None
+    tasks, language = tasks_named(given["tasks"], "--tasks"), names_of(given["language"]) or None
     search = SearchOptions(**{name: given[name] for name in ("lm_scale", "lm_bonus", "blank_penalty", "token_bias")})
     with messages_on_stderr():
         done = run(audio, given, chosen(TranscribeOptions, given, tasks=tasks, language=language, search=search))

@@ -10,13 +10,12 @@ import click
 
 from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.errors import UserError, needing
-from tokenverse_pp.base.options import DecodeOptions
+from tokenverse_pp.base.options import DecodeOptions, tasks_named
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.cli.options import (
     chosen,
     device_option,
     model_options,
-    names_of,
     options_from,
     plugin_options,
     source_options,
@@ -33,7 +32,7 @@ from tokenverse_pp.cli.options import (
     multiple=True,
     help="Task token whose bias is fitted, e.g. [SCD]; may be given again. [default: all with labels]",
 )
-@options_from(DecodeOptions, "tasks", tasks={"type": str, "default": ""})
+@options_from(DecodeOptions, "tasks", tasks={"type": str})
 @options_from(SearchOptions, "method", "beam", "lm", "lm_scale", "lm_bonus", lm={"type": click.Path()})
 @options_from(DecodeOptions, "stored_features", "precision", "max_duration", "window")
 @click.option("--first", type=click.IntRange(min=1), help="The first N cuts only.")
@@ -70,7 +69,8 @@ def tune(cuts: Path, tokens: Tuple[str, ...], first: Optional[int], output_dir: 
     from tokenverse_pp.evaluation.tuning import HeldOut, Tried, table_of
     from tokenverse_pp.evaluation.tuning import tune as fit
 
-    options = chosen(DecodeOptions, given, search=chosen(SearchOptions, given), tasks=names_of(given["tasks"]))
+    tasks = tasks_named(given["tasks"], "--tasks") or ()
+    options = chosen(DecodeOptions, given, search=chosen(SearchOptions, given), tasks=tasks)
     model, trust = given["model"] or DEFAULT, given["trust_plugins"]
     loaded = TokenVerse.from_pretrained(model, given["encoder"], given["device"], trust_plugins=trust).loaded
     click.echo(set_threads(given["threads"], loaded.model))

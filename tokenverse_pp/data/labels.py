@@ -120,8 +120,11 @@ def find_problems(cuts: Iterable[Cut], tasks: Optional[TaskSet] = None) -> Itera
             yield cut.id, problem
 
 
-def validate_cuts(cuts: Union[PathLike, Iterable[Cut]]) -> None:
+def validate_cuts(cuts: Union[PathLike, Iterable[Cut]], unlabelled: bool = False) -> None:
     """Check cuts, or the manifest at a path, against the label schema.
+
+    Args:
+        unlabelled: pass over cuts without a list of tasks, which count in no score.
 
     Raises:
         UserError: naming file (for a path), cut id and field of the first problem, and the number of others.
@@ -129,6 +132,8 @@ def validate_cuts(cuts: Union[PathLike, Iterable[Cut]]) -> None:
     prefix = ""
     if isinstance(cuts, (str, os.PathLike)):
         prefix, cuts = f"{cuts}: ", (labelled_cut(row) for row in read_rows(cuts))
+    if unlabelled:
+        cuts = (cut for cut in cuts if "tasks" in (cut.custom or {}))
     first, count = "", 0
     for cut_id, text in find_problems(cuts):
         first = first or f"{prefix}cut {cut_id}: {text}"

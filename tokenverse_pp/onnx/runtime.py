@@ -12,7 +12,7 @@ import numpy as np
 
 from tokenverse_pp.base.config import SAMPLE_RATE
 from tokenverse_pp.base.errors import UserError, needing
-from tokenverse_pp.base.options import Inactive, check_windows
+from tokenverse_pp.base.options import Inactive, Names, check_windows, tasks_named
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.data.tokenizer import Tokenizer
 from tokenverse_pp.decoding.constraints import Constraints, constraints_for
@@ -116,6 +116,10 @@ class Exported:
         """Frames (M, J) and states (M, J) -> logits (M, V)."""
         return self._joiner.run(None, {"frame": frames, "state": states})[0]
 
+    def active(self, tasks: Optional[Names]) -> Tuple[str, ...]:
+        """The names of the tasks to decode, None for all (raises UserError if none is named)."""
+        return tasks_named(tasks, "tasks") or self.tasks.names
+
     def selection(self, tasks: Sequence[str], options: SearchOptions) -> Selection:
         """The tasks to decode for the requested ones, and the tokens to strip (raises UserError like `constraints`)."""
         return select(self.tasks, tasks, self.tokenizer, self.inactive, options.languages)
@@ -167,7 +171,7 @@ class Runtime(Exported):
     def transcribe(
         self,
         audio: Audio,
-        tasks: Optional[Sequence[str]] = None,
+        tasks: Optional[Names] = None,
         language: Optional[str] = None,
         options: Optional[SearchOptions] = None,
         name: Optional[str] = None,
@@ -191,7 +195,7 @@ class Runtime(Exported):
             UserError: for unknown tasks, languages and options, and for audio that cannot be read.
         """
         check_windows(window, overlap)
-        active = self.tasks.names if tasks is None else tuple(tasks)
+        active = self.active(tasks)
         samples = read_audio(audio)
         name = name or _name(audio)
         options = default_options(options, language)
@@ -234,7 +238,7 @@ class Runtime(Exported):
     def search(
         self,
         inputs: Sequence[np.ndarray],
-        tasks: Optional[Sequence[str]] = None,
+        tasks: Optional[Names] = None,
         options: Optional[SearchOptions] = None,
     ) -> List[List[Hypothesis]]:
         """`tokenverse_pp.decoding.search.search` for the exported model: return n-best hypotheses of each utterance.
@@ -249,7 +253,7 @@ class Runtime(Exported):
         """
         options = options or SearchOptions()
         check_options(options)
-        active = self.tasks.names if tasks is None else tuple(tasks)
+        active = self.active(tasks)
         decoded, removed = self.selection(active, options)
         self.constraints(decoded, options)  # raises before the encoder runs
         found = []
@@ -326,7 +330,7 @@ class StreamingRuntime(Exported):
         self.graphs = [open_graph(self.folder / name, threads) for name in (FIRST, ENCODER)]
         self.reader = WordReader(self.pieces, self.frame_shift, self.calibration)
 
-    def open(self, tasks: Optional[Sequence[str]] = None, options: Optional[SearchOptions] = None) -> RuntimeStream:
+    def open(self, tasks: Optional[Names] = None, options: Optional[SearchOptions] = None) -> RuntimeStream:
         """Start a stream.
 
         Args:
@@ -336,7 +340,7 @@ class StreamingRuntime(Exported):
         Raises:
             UserError: for unknown tasks and options.
         """
-        active = self.tasks.names if tasks is None else tuple(tasks)
+        active = self.active(tasks)
         states = {item["name"]: np.zeros((1, *item["shape"]), dtype=item["type"]) for item in self.about["states"]}
         options = options or SearchOptions("greedy")
         decoded, removed = self.selection(active, options)
@@ -398,13 +402,13 @@ class StreamingRuntime(Exported):
     def transcribe(
         self,
         audio: Audio,
-        tasks: Optional[Sequence[str]] = None,
+        tasks: Optional[Names] = None,
         language: Optional[str] = None,
         options: Optional[SearchOptions] = None,
         name: Optional[str] = None,
     ) -> Transcript:
         """Transcribe one recording of any length, chunk by chunk; arguments as in `Runtime.transcribe`."""
-        active = self.tasks.names if tasks is None else tuple(tasks)
+        active = self.active(tasks)
         samples = read_audio(audio)
         stream = self.open(active, default_options(options, language))
         events = [*self.push(stream, samples), *self.close(stream)]

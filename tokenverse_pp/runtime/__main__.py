@@ -9,6 +9,7 @@ from typing import List, Optional
 
 from tokenverse_pp.api.formats import FORMATS
 from tokenverse_pp.base.errors import UserError, printable
+from tokenverse_pp.base.options import tasks_named
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.onnx.folder import read_folder
 from tokenverse_pp.onnx.runtime import Runtime, StreamingRuntime
@@ -30,7 +31,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
         is_offline = read_folder(args.folder, check_files=False).streaming is None
         runtime = (Runtime if is_offline else StreamingRuntime)(args.folder, args.threads)
         runtime.inactive = args.inactive or runtime.inactive
-        tasks = args.tasks.split(",") if args.tasks else list(runtime.tasks.names)
+        tasks = tasks_named(args.tasks, "--tasks")
         options = SearchOptions(args.method, args.beam)
     except UserError as error:
         return _refuse(error)

@@ -18,7 +18,7 @@ from aiohttp.web_exceptions import HTTPException
 from tokenverse_pp.api.formats import FORMATS
 from tokenverse_pp.api.formats.text import paragraphs, to_text
 from tokenverse_pp.base.errors import UserError, one_line
-from tokenverse_pp.base.options import TranscribeOptions
+from tokenverse_pp.base.options import TranscribeOptions, names_of
 from tokenverse_pp.serving.access import bearer
 from tokenverse_pp.serving.http import answer
 from tokenverse_pp.serving.protocol import Limits, shown
@@ -228,10 +228,12 @@ def _options(form: UploadForm, model: UploadModel, is_stream: bool) -> Transcrib
     options = model.options
     language, prompt, tasks = form.one("language"), form.one("prompt"), form.one("tasks")
     if language is not None:
-        changes["language"] = tuple(filter(None, (code.strip() for code in language.split(","))))
+        changes["language"] = names_of(language)
     if tasks is not None:
-        wanted = tuple(filter(None, (name.strip() for name in tasks.split(","))))
         offered = options.tasks or model.known.names
+        wanted = names_of(tasks)
+        if not wanted:
+            _wrong("tasks", f"expected some of {', '.join(offered)}, found {shown(tasks)}")
         for name in wanted:
             if name not in offered:
                 _wrong("tasks", f"expected some of {', '.join(offered)}, found {shown(name)}")

@@ -72,7 +72,7 @@ class UploadModel:
     def options_for(self, tasks: Tuple[str, ...]) -> TranscribeOptions:
         """The options of a request for these tasks; without ``lid``, options that need it are dropped."""
         o = replace(self.options, tasks=tasks)
-        if "lid" in tasks or not tasks:  # none: all of them
+        if "lid" in tasks:
             return o
         return replace(o, language=None, lm=None if chosen_by_language(o.lm, self.inactive, o.language) else o.lm)
 

@@ -14,6 +14,7 @@ from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Seque
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import json_of
 from tokenverse_pp.base.languages import checked_language
+from tokenverse_pp.base.options import tasks_named
 from tokenverse_pp.data.importing.rows import BadRow, Place, Rejected, Row, RowOrRejected, Span, seconds, shown
 from tokenverse_pp.data.lines import CONTROL, CONTROL_NO_SPACE
 from tokenverse_pp.data.normalise import NORMALISERS, ZERO_WIDTH_SPACE, visible_words
@@ -285,8 +286,9 @@ def constants_of(values: Mapping[str, str], tasks: Optional[str] = None) -> Dict
                 raise UserError(f"--set {name}: {error}") from None
             if name == "language":
                 checked_language(value, "--set language")
-    if tasks is not None:
-        found["tasks"] = task_names(tasks, "tasks")
+    named = tasks_named(tasks, "--tasks")
+    if named is not None:
+        found["tasks"] = task_names(list(named), "tasks")
     unknown = [name for name in found.get("tasks", ()) if name not in REGISTRY]
     if unknown:
         raise UserError(f"--tasks: unknown task {unknown[0]!r}, expected some of {', '.join(REGISTRY)}")
