@@ -52,6 +52,20 @@ def test_score_writes_and_prints(manifest, tmp_path):
     assert piped.exit_code == 0 and piped.stdout == result.stdout
 
 
+def test_cuts_without_labels_count_in_no_score(manifest, tmp_path):
+    """As in decode.py and reports."""
+    files = ("--cuts", tmp_path / "both.jsonl", "--hyps", tmp_path / "both.hyps.jsonl")
+    [labelled], unknown = CutSet.from_file(manifest), make_cut("u", [{"text": "oui"}], ["asr"])
+    unknown.custom.pop("tasks")
+    CutSet.from_cuts([labelled, unknown]).to_file(files[1])
+    files[3].write_text((tmp_path / "hyps.jsonl").read_text() + json.dumps({"id": "u", "text": "non"}) + "\n")
+    result = run("score", *files)
+    assert result.exit_code == 0 and "50.0" in result.stdout
+    CutSet.from_cuts([unknown]).to_file(files[1])
+    files[3].write_text(json.dumps({"id": "u", "text": "non"}) + "\n")
+    assert_one_line_and_exit_2(run("score", *files), str(files[1]), "nothing to score")
+
+
 def test_score_with_bad_input_writes_nothing(manifest, tmp_path):
     hyps, output = tmp_path / "hyps.jsonl", tmp_path / "scores.json"
     for content, ref, target, said in (

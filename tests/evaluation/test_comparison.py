@@ -109,6 +109,12 @@ def test_entities_of_both_are_scored_alike():
     assert entity_f1(cuts, said("[NE:LOC]"), said("[NE]")) == (1, 1)  # types do not count, B has none
     assert entity_f1(cuts, said("[NE:PER]"), said("")) == (1, 0)  # no entity: types count
     assert entity_f1(cuts, said("[NE:LOC]"), [said("[NE:PER]")[0], said("")[1]]) == (0.5, pytest.approx(2 / 3))
+    mixed = [said("[NE:PER]")[0], said("[NE]")[1]]
+    for score in (score_hypotheses, count_utterances):
+        with pytest.raises(
+            UserError, match=r"with \[NE\] \(cut bare\) and with \[NE:PER\] \(cut typed\): expected types"
+        ):
+            score(cuts, mixed)
     counted = count_utterances(cuts, said("[NE]"), tasks_in_common(cuts, [said("[NE]"), said("[NE:PER]")]))
     assert counted == count_utterances(cuts, said("[NE]"))
 
@@ -131,6 +137,11 @@ def test_the_command_compares_files(tmp_path):
     found = json.loads(output.read_text())
     assert list(found) == ["all", "even", "odd"] and "ner exact" not in found["even"]
     assert found["all"]["wer"]["difference"] < 0 and found["all"]["wer"]["interval"][1] < 0
+    assert not done.stderr
+    CutSet.from_cuts(cuts[:4]).to_file(tmp_path / "cuts.jsonl")
+    told = [f"warning: {x}: 36 of 40 hypotheses are of no cut of {tmp_path / 'cuts.jsonl'}: left out" for x in (a, b)]
+    assert run(*words).stderr.splitlines() == told
+    CutSet.from_cuts(cuts).to_file(tmp_path / "cuts.jsonl")
     write(b, heard(cuts, 0.5)[1:])
     refused = run(*words)
     assert refused.exit_code == 2 and "c0" in refused.stderr

@@ -30,14 +30,17 @@ def score(hyps: str, cuts: str, output: Optional[str]) -> None:
       tokenverse-pp score --hyps out/hyps.jsonl --cuts cuts_test.jsonl.gz
     """
     # lhotse and torch take seconds to import; `--help` does not need them.
+    from tokenverse_pp.base.errors import UserError
     from tokenverse_pp.base.files import write_json
     from tokenverse_pp.data.hypotheses import read_hypotheses
     from tokenverse_pp.data.labels import validate_cuts
     from tokenverse_pp.data.manifests import read_cuts
     from tokenverse_pp.evaluation.scoring import score_hypotheses, score_table
 
-    validate_cuts(cuts)
+    validate_cuts(cuts, unlabelled=True)
     scores = score_hypotheses(read_cuts(cuts), read_hypotheses(hyps))
+    if not scores.keys() - {"utterances", "not_decoded"}:
+        raise UserError(f"{cuts}: no cut is labelled for a task that was decoded, so there is nothing to score")
     if output:
         write_json(output, scores)
     click.echo(score_table(scores))
@@ -60,6 +63,7 @@ def compare(first: str, second: str, cuts: str, by_corpus: bool, resamples: int,
     Prints, for WER and the F1 or accuracy of each task, both scores and the difference A - B, with 95% intervals.
     Utterances are resampled with replacement, the same for A and B (paired bootstrap). If the interval of the
     difference contains 0, these utterances cannot tell A from B. Types of entities count, unless A or B writes [NE].
+    CUTS may be a part of what was decoded: the number of other hypotheses is told.
     """
     # lhotse and torch take seconds to import; `--help` does not need them.
     from tokenverse_pp.base.errors import UserError
@@ -69,14 +73,22 @@ def compare(first: str, second: str, cuts: str, by_corpus: bool, resamples: int,
     from tokenverse_pp.data.manifests import read_cuts
     from tokenverse_pp.evaluation.comparison import compare_decodings, count_utterances, tasks_in_common
 
-    validate_cuts(cuts)
+    validate_cuts(cuts, unlabelled=True)
     read = list(read_cuts(cuts))
     decodings = [read_hypotheses(path) for path in (first, second)]
+    known = {cut.id for cut in read}
+    for path, hyps in zip((first, second), decodings):
+        others = sum(hyp["id"] not in known for hyp in hyps)
+        if others:
+            click.echo(
+                f"warning: {path}: {others} of {len(hyps)} hypotheses are of no cut of {cuts}: left out", err=True
+            )
     tasks = tasks_in_common(read, decodings)
     a, b = (count_utterances(read, hyps, tasks) for hyps in decodings)
     groups: Dict[str, Optional[List[str]]] = {"all": None}
     for cut in read if by_corpus else ():
-        ids = groups.setdefault(str((cut.custom or {}).get("corpus", "-")), [])
+        corpus = str((cut.custom or {}).get("corpus", "-"))
+        ids = groups.setdefault("all (corpus)" if corpus == "all" else corpus, [])
         if ids is not None:
             ids.append(cut.id)
     found = {name: compare_decodings([a], [b], ids, resamples) for name, ids in groups.items()}
@@ -133,7 +145,7 @@ def calibrate(
     tasks = tasks_of(load_config(folder / CONFIG).tasks, trust_plugins, folder)
     judged = []
     for hyp_file, cut_file in [(hyps, cuts), test] if test else [(hyps, cuts)]:
-        validate_cuts(str(cut_file))
+        validate_cuts(cut_file, unlabelled=True)
         judged.append(judge_all(read_cuts(cut_file), read_hypotheses(hyp_file), tasks))
     if not any(item.words or item.tasks for item in judged[0]):
         raise UserError(f"{hyps}: no word or task token of a labelled cut to fit confidences to")
@@ -193,7 +205,7 @@ def report(hyps: str, cuts: str, output: str, **given: Any) -> None:
     from tokenverse_pp.evaluation.scoring import score_hypotheses
 
     found = list(read_cuts(cuts))
-    validate_cuts([cut for cut in found if "tasks" in (cut.custom or {})])
+    validate_cuts(found, unlabelled=True)
     records = read_hypotheses(hyps)
     known = {record["id"] for record in records}
     scores = score_hypotheses([cut for cut in found if cut.id in known], records)

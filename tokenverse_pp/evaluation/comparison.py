@@ -57,7 +57,7 @@ def tasks_in_common(cuts: Sequence[Cut], decodings: Iterable[Sequence[Hypothesis
         UserError: for a cut without a hypothesis, and an id that occurs twice.
     """
     pairs = [pair for hyps in decodings for pair in paired(cuts, hyps)]
-    tasks = tasks_of_hypotheses(pairs)
+    tasks = tasks_of_hypotheses(pairs, several=True)
     if any(word.text == OPEN for _, hyp in pairs for word in written_words(hyp)):
         return TaskSet(tuple(NamedEntities() if isinstance(task, NamedEntities) else task for task in tasks.tasks))
     return tasks
@@ -70,7 +70,7 @@ def count_utterances(cuts: Iterable[Cut], hyps: Iterable[Hypothesis], tasks: Opt
         tasks: to score with, for a comparison (`tasks_in_common`); by default those of the hypotheses.
 
     Raises:
-        UserError: for a cut without a hypothesis, and an id that occurs twice.
+        UserError: for a cut without a hypothesis, an id that occurs twice, and entities with and without types.
     """
     pairs = paired(list(cuts), list(hyps))
     own = tasks_of_hypotheses(pairs)

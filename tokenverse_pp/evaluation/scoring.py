@@ -13,6 +13,7 @@ from tokenverse_pp.base.languages import languages_told_apart
 from tokenverse_pp.data.hypotheses import Hypothesis
 from tokenverse_pp.data.labels import labelled_tasks
 from tokenverse_pp.tasks.base import ScoredExample, Task, TaskSet
+from tokenverse_pp.tasks.ner import CLOSE, OPEN
 from tokenverse_pp.tasks.registry import tasks_for_tokens
 from tokenverse_pp.tasks.result import Transcript, written_words
 from tokenverse_pp.tasks.transcript import transcript_of, turns_of
@@ -48,7 +49,8 @@ def score_hypotheses(
         count in no score of the task.
 
     Raises:
-        UserError: for a cut without a hypothesis, a hypothesis without a cut, or an id that occurs twice.
+        UserError: for a cut without a hypothesis, a hypothesis without a cut, or an id that occurs twice; without
+            ``tasks``, for hypotheses of which some entities have types and others have none.
     """
     cuts, hyps = list(cuts), list(hyps)
     pairs, known = paired(cuts, hyps), {cut.id for cut in cuts}
@@ -81,13 +83,19 @@ def paired(cuts: Sequence[Cut], hyps: Sequence[Hypothesis]) -> List[Tuple[Cut, H
     return [(cut, by_id[cut.id]) for cut in cuts]
 
 
-def tasks_of_hypotheses(pairs: Sequence[Tuple[Cut, Hypothesis]], known: Optional[TaskSet] = None) -> TaskSet:
+def tasks_of_hypotheses(
+    pairs: Sequence[Tuple[Cut, Hypothesis]], known: Optional[TaskSet] = None, several: bool = False
+) -> TaskSet:
     """Return the tasks to score with, widened to cover the references (see `Task.widened`).
 
     Args:
         known: the model's tasks; by default all registered tasks, entities with types if any hypothesis has one.
+        several: the hypotheses are of several decodings, and entities may have types in some of these only.
+
+    Raises:
+        UserError: entities of one decoding have types and have none: a task reads one kind, and would lose the other.
     """
-    tasks = known or _tasks_that_show(pairs)
+    tasks = known or _tasks_that_show(pairs, several)
     references = [transcript_of(cut, tasks) for cut, _ in pairs]
     return TaskSet(
         tuple(
@@ -97,9 +105,20 @@ def tasks_of_hypotheses(pairs: Sequence[Tuple[Cut, Hypothesis]], known: Optional
     )
 
 
-def _tasks_that_show(pairs: Sequence[Tuple[Cut, Hypothesis]]) -> TaskSet:
+def _tasks_that_show(pairs: Sequence[Tuple[Cut, Hypothesis]], several: bool) -> TaskSet:
     """All tasks, with the options inferred from the hypotheses' tokens, and the languages of the references."""
-    found = tasks_for_tokens([word.text for _, hyp in pairs for word in written_words(hyp)])
+    first: Dict[str, str] = {}  # token -> the first cut that has it
+    for cut, hyp in pairs:
+        for word in written_words(hyp):
+            if word.is_task_token:
+                first.setdefault(word.text, cut.id)
+    found = tasks_for_tokens(list(first))
+    typed = next((token for token in found["ner"].symbols if token in first and token not in (OPEN, CLOSE)), None)
+    if typed and OPEN in first and not several:
+        raise UserError(
+            f"hypotheses with {OPEN} (cut {first[OPEN]}) and with {typed} (cut {first[typed]}): expected types of all "
+            f"entities or of none; with {OPEN} in place of each {typed} and the like they are scored without types"
+        )
     spoken = [turn.language for cut, _ in pairs for turn in turns_of(cut) if isinstance(turn.language, str)]
     languages = languages_told_apart(found.languages, [code for code in spoken if code])
     lid = type(found["lid"]).from_options({"languages": languages})
