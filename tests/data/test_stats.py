@@ -91,6 +91,13 @@ def test_corpora_are_files_or_what_the_cuts_say(manifests):
     assert shares[2] == ["b", "0.50", "h", "23", "%", "-", "-", "0.50", "h", "50", "%", "-", "-"]
 
 
+def test_the_language_whose_code_is_all_is_not_the_totals():
+    allar = make_cut("l1", [{"text": "oui", "speaker": "x", "language": "all"}], ["asr", "lid"], duration=3600.0)
+    found = count_cuts([*CUTS, allar])
+    assert found["all"]["cuts"] == len(CUTS) + 1 and found["all (language)"]["cuts"] == 1
+    assert list(found) == ["all", *sorted(set(found) - {"all"})]
+
+
 def test_what_is_not_valid_is_not_counted(manifests):
     broken = make_cut("x", [{"text": "[SCD]"}])
     CutSet.from_cuts([*CUTS, broken]).to_file(manifests[1])
@@ -156,7 +163,7 @@ def test_what_is_missing_and_which_field_it_needs(manifest):
         "not labelled for lid: supervision 1, field 'language': expected a code such as 'fr'",
         "not labelled for punct: supervision 0, field 'custom.written': expected a text",
     ]
-    _, said, _ = run("show", "plain", "--cuts", manifest, "--tasks", "asr,scd")
+    _, said, _ = run("show", "plain", "--cuts", manifest, "--tasks", "asr, scd")
     assert said.count("not labelled") == 1
     # The field is there, but the cut does not say that it was labelled.
     _, said, _ = run("show", "unlisted", "--cuts", manifest, "--tasks", "lid")
@@ -170,6 +177,7 @@ def test_what_is_missing_and_which_field_it_needs(manifest):
         (("none",), "no cut 'none' among 4"),
         (("wrong",), "cut wrong: supervision 0, field 'text': brackets are for task tokens only"),
         (("all", "--tasks", "asr,sing"), "unknown task 'sing'"),
+        (("all", "--tasks", ""), "--tasks: names no task"),
     ],
 )
 def test_errors_are_one_line(manifest, arguments, message):

@@ -23,6 +23,7 @@ from tokenverse_pp.tasks.transcript import transcript_of, turns_of
 SECONDS_PER_HOUR = 3600.0
 PARTS = ("labelled", "machine", "not_labelled")
 TOTALS = ("cuts", "hours", "turns", "words")
+ALLAR = "all (language)"  # the group of the language whose code is the name of the totals
 
 
 class Statistics:
@@ -66,9 +67,10 @@ class Statistics:
     def by_language(self) -> Dict[str, Any]:
         """``{"all": counts, "<language>": counts}``; a cut of several languages is in a group ``cs+nl``.
 
-        ``fr``, ``FRA`` and ``fr-CA`` are one group.
+        ``fr``, ``FRA`` and ``fr-CA`` are one group. ``all`` is also the code of a language, Allar: see `ALLAR`.
         """
-        return {"all": self._sum(self._cells), **self._by(1)}
+        groups = {ALLAR if name == "all" else name: counts for name, counts in self._by(1).items()}
+        return {"all": self._sum(self._cells), **groups}
 
     def by_corpus(self) -> Dict[str, Any]:
         """``{"<corpus>": counts}``."""
