@@ -16,6 +16,7 @@ from toy_runs import call, finish, read_cuts, start, toy_options, toy_parts
 from tokenverse_pp.base.config import Config, DataConfig
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.distributed import DistributedContext
+from tokenverse_pp.data.editing.shar import write_shar
 from tokenverse_pp.data.samplers import SamplerState, open_rounds, open_source
 from tokenverse_pp.data.tokenizer import Tokenizer
 from tokenverse_pp.tasks import build_tasks
@@ -111,6 +112,29 @@ def test_resumed_run_checks_the_labels_of_other_files_only(tmp_path):
     config.training.allow_changed_data = False
     with pytest.raises(UserError, match=r"bad\.jsonl: cut b"):
         check_data(dataclasses.replace(config, data=DataConfig(train=[], valid=[str(bad)])), TASKS, resumed=True)
+
+
+def test_shards_of_a_shar_folder_are_whole(tiny_corpus, tmp_path, toy_tasks):
+    CutSet.from_cuts(read_cuts(tiny_corpus)[:6]).to_file(tmp_path / "cuts.jsonl")
+    shar = tmp_path / "shar"
+    write_shar(tmp_path / "cuts.jsonl", shar, 2, "wav")
+    config = Config(data=DataConfig(train=[str(shar)], validate_audio=2))
+
+    def found(ranks=2):
+        [one] = set(on_ranks(ranks, lambda world: check_data(config, toy_tasks, world)))
+        return one
+
+    assert found() is None
+    tar = shar / "recording.000001.tar"
+    whole = tar.read_bytes()
+    for content in (b"", whole[:3000], whole[: len(whole) // 1024 * 512]):
+        tar.write_bytes(content)
+        assert found() == f"{tar}: cut off: expected the end of a tar file"
+    tar.unlink()
+    assert found() == f"{shar / 'cuts.000001.jsonl.gz'}: its shard lacks the file of 'recording' that other shards have"
+    for other in shar.glob("recording.*"):
+        other.unlink()
+    assert "its audio is not in the Shar folder" in found(1)
 
 
 def test_audio_is_looked_up_for_a_sample_spread_over_the_file(tiny_corpus, tmp_path, toy_tasks):

@@ -286,7 +286,8 @@ class DataConfig:
     share this work. A resumed run does not check the labels of data.train again, whose content must be the same."""
     validate_audio: Optional[int] = at_least(0, 20000)
     """Cuts of each file whose audio files (or stored features) are looked up by data.validate, evenly spread over the
-    file; null: all. `tokenverse-pp manifest validate --audio` decodes all of them."""
+    file; null: all. In a local Shar folder, the first cuts of so many shards. `tokenverse-pp manifest validate --audio`
+    decodes all of them."""
     allow_commands: bool = False
     """Run shell commands that manifests name as sources of audio (docs/security.md)."""
     allow_urls: bool = False

@@ -25,7 +25,6 @@ from tokenverse_pp.base.errors import UserError, one_line
 from tokenverse_pp.base.storage import working_folder
 from tokenverse_pp.data.audio.reader import read_audio
 from tokenverse_pp.data.distributed import DistributedContext, set_threads
-from tokenverse_pp.data.editing.shar import is_shar
 from tokenverse_pp.data.labels import find_problems
 from tokenverse_pp.data.samplers import SamplerState, load_cuts, open_rounds, open_source, train_batches
 from tokenverse_pp.losses.entry import pruned_transducer_loss, resolve_backend
@@ -333,8 +332,7 @@ def check_files(config: Config) -> Iterator[Finding]:
             problem = next(iter(find_problems(source.spread(SAMPLE), tasks)), None)
             if problem:
                 raise UserError(f"{path}: cut {problem[0]}: {problem[1]}")
-            if not is_shar(path):
-                check_sample(path, config, ALONE, SAMPLE)
+            check_sample(path, config, ALONE, SAMPLE)
             yield Finding("data", "ok", f"{path}: {source.count} cuts, {min(SAMPLE, source.count)} looked at")
         except UserError as error:
             yield Finding("data", "failed", str(error), "see docs/manifests.md; `manifest validate` lists all problems")

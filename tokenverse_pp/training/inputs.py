@@ -17,6 +17,7 @@ from tqdm import tqdm
 from tokenverse_pp.base.config import SAMPLE_RATE, ChunkOptions, Config
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import url_of
+from tokenverse_pp.data.access import recordings
 from tokenverse_pp.data.augment import Augmentation
 from tokenverse_pp.data.dataset import (
     Activation,
@@ -28,12 +29,12 @@ from tokenverse_pp.data.dataset import (
     features_key,
 )
 from tokenverse_pp.data.distributed import DistributedContext
-from tokenverse_pp.data.editing.shar import is_shar
+from tokenverse_pp.data.editing.shar import check_shards
 from tokenverse_pp.data.editing.stats import corpus_names
 from tokenverse_pp.data.labels import find_problems, labelled_cut, labelled_tasks
 from tokenverse_pp.data.lines import name_hash
 from tokenverse_pp.data.manifests import ManifestRow, read_rows, reading_bar
-from tokenverse_pp.data.samplers import Rounds, TrainSampler, WholeSource, open_source, paired_limits
+from tokenverse_pp.data.samplers import Rounds, SharSource, TrainSampler, WholeSource, open_source, paired_limits
 from tokenverse_pp.data.tokenizer import Tokenizer
 from tokenverse_pp.models.encoders import Encoder
 from tokenverse_pp.models.encoders.base import make_frames_of
@@ -193,9 +194,8 @@ def check_data(config: Config, tasks: TaskSet, world: DistributedContext = ALONE
     if nothing and trained and world.is_first:
         LOG.warning(f"no cut of data.train is labelled for {nothing}: the run teaches the model nothing about it")
     for path in (*d.train, *d.valid):
-        if not is_shar(path):  # a Shar folder holds its audio
-            with world.failing_together():
-                check_sample(path, config, world)
+        with world.failing_together():
+            check_sample(path, config, world)
 
 
 def same_corpora(rounds: Rounds, world: DistributedContext, valid: Sequence[str] = ()) -> List[Dict[str, Any]]:
@@ -267,6 +267,9 @@ def check_labels(manifest: Path, tasks: TaskSet, world: DistributedContext, bar:
 def check_sample(path: str, config: Config, world: DistributedContext, most: Optional[int] = None) -> None:
     """Check that audio or stored features exist for this rank's part of a sample of a file's cuts.
 
+    The sample of a Shar folder are the first cuts of its shards; all its tar files must have an end. Those in object
+    storage are not fetched.
+
     Args:
         most: size of the sample; None: ``data.validate_audio``.
 
@@ -275,13 +278,23 @@ def check_sample(path: str, config: Config, world: DistributedContext, most: Opt
     """
     source = open_source(path)
     most = config.data.validate_audio if most is None else most
-    count = source.count if most is None else min(most, source.count)
-    cuts = islice(source.spread(count), world.rank, None, world.size)
+    if isinstance(source, SharSource):
+        if source.files.is_remote:
+            return
+        shards = len(source.files.cuts)
+        check_shards(source.files, range(world.rank, shards, world.size))
+        count = shards if most is None else min(most, shards)
+        cuts = source.firsts(number * shards // count for number in range(world.rank, count, world.size))
+    else:
+        count = source.count if most is None else min(most, source.count)
+        cuts = islice(source.spread(count), world.rank, None, world.size)
     total = len(range(world.rank, count, world.size))
     keys = keys_read(path, config)
     for cut in tqdm(cuts, "audio", total, leave=False, disable=None if world.is_first else True):
         if config.data.stored_features:
             check_features(cut, config.model.encoder, keys)
+        elif any(source.type == "shar" for recording in recordings(cut) for source in recording.sources):
+            raise UserError(f"{path}: cut {cut.id}: its audio is not in the Shar folder (recording.*.tar)")
         else:
             check_recording(cut)
 

@@ -7,8 +7,10 @@ shard by shard, the next ones while one is read. A Shar that is being written ha
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import shutil
+import tarfile
 import tempfile
 import uuid
 import warnings
@@ -17,7 +19,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Deque, Dict, List, NamedTuple, Optional
+from typing import Any, Deque, Dict, Iterable, List, NamedTuple, Optional
 
 import torch
 from lhotse.array import Array, TemporalArray
@@ -93,6 +95,30 @@ def find_shar(path: PathLike) -> SharFiles:
     return SharFiles(
         [folder / name for name in cuts], [fields.get(name.split(".")[1], {}) for name in cuts], url is not None
     )
+
+
+def check_shards(files: SharFiles, numbers: Iterable[int]) -> None:
+    """Check shards of a local Shar: they have the fields that any shard has, and their tar files are not cut off.
+
+    Raises:
+        UserError: naming the file.
+    """
+    names = sorted({name for fields in files.fields for name in fields})
+    for number in numbers:
+        for name in names:
+            path = files.fields[number].get(name)
+            if path is None:
+                raise UserError(f"{files.cuts[number]}: its shard lacks the file of {name!r} that other shards have")
+            if path.endswith(".tar") and not _has_end(Path(path)):
+                raise UserError(f"{path}: cut off: expected the end of a tar file")
+
+
+def _has_end(path: Path) -> bool:
+    """Whether a file ends as a tar file does, in two blocks of zeros."""
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 2 * tarfile.BLOCKSIZE))
+        return size % tarfile.BLOCKSIZE == 0 and file.read() == bytes(2 * tarfile.BLOCKSIZE)
 
 
 def write_shar(
