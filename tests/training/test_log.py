@@ -1,6 +1,8 @@
 """The logs of a run, and the means and counts between two records."""
 
 import errno
+import json
+import math
 import warnings
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -99,6 +101,26 @@ def test_every_panel_is_filled_by_a_real_run(finished_run):
             assert any(fnmatchcase(name, pattern) for name in names), (title, pattern)
     pytest.importorskip("matplotlib")
     assert (finished_run / "curves.png").is_file()
+
+
+def test_numbers_that_json_does_not_have_are_null_and_are_read_as_nan(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"kind": "valid", "step": 1, "loss": Infinity, "wer": 1.0}\n')  # of a release
+    log = RunLog(tmp_path, 1)
+    log.write("train", 2, {"pruned": math.nan, "grad_norm": math.inf, "speed": 2.0, "bad_steps": 1})
+    log.close()
+
+    def refuse(name):
+        raise ValueError(name)
+
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line, parse_constant=refuse) for line in lines] == [
+        {"kind": "valid", "step": 1, "loss": None, "wer": 1.0},
+        {"kind": "train", "step": 2, "pruned": None, "grad_norm": None, "speed": 2.0, "bad_steps": 1},
+    ]
+    valid, train = read_log(tmp_path / "log.jsonl")
+    assert math.isnan(valid["loss"]) and math.isnan(train["pruned"]) and train["speed"] == 2.0
+    pytest.importorskip("matplotlib")
+    assert plot_curves(tmp_path) == tmp_path / "curves.png"
 
 
 def test_records_without_curves_stay_out_of_tensorboard(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import time
 from fnmatch import fnmatchcase as fnmatch
 from pathlib import Path
@@ -30,7 +31,7 @@ class RunLog:
         # A resumed run starts at its checkpoint: it writes the later records of the killed run again.
         kept = [record for record in read_log(self.path) if record["step"] <= step]
         with self._writing():
-            write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
+            write_text(self.path, "".join(map(_line, kept)))
             self.file = self.path.open("a", encoding="utf-8")
         self.board: Any = None
         try:
@@ -49,7 +50,7 @@ class RunLog:
     def note(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Write a record only to ``log.jsonl``; ``kind``: also ``drawn`` (`Meter.drawn`)."""
         with self._writing():
-            self.file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+            self.file.write(_line({"kind": kind, "step": step, **values}))
             self.file.flush()
 
     @contextlib.contextmanager
@@ -67,15 +68,22 @@ class RunLog:
             self.board.close()
 
 
+def _line(record: Mapping[str, Any]) -> str:
+    """A line of ``log.jsonl``: numbers that are not finite, which JSON does not have, are null."""
+    plain = {key: None if isinstance(x, float) and not math.isfinite(x) else x for key, x in record.items()}
+    return json.dumps(plain, allow_nan=False) + "\n"
+
+
 def read_log(path: Path) -> List[Dict]:
-    """The records of a ``log.jsonl``; an incomplete line of a killed run is skipped."""
+    """The records of a ``log.jsonl``, with NaN for null; an incomplete line of a killed run is skipped."""
     records = []
     if path.is_file():
         for line in path.read_text(encoding="utf-8").splitlines():
             try:
-                records.append(json.loads(line))
+                record = json.loads(line)
             except ValueError:
                 continue
+            records.append({key: math.nan if value is None else value for key, value in record.items()})
     return records
 
 
