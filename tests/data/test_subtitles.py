@@ -10,11 +10,12 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from importing_cases import examples, imported, run, turns, write_audio
+from importing_cases import examples, imported, run, turns, write, write_audio
 
 from tokenverse_pp.api.formats.subtitles import clock
 from tokenverse_pp.data.importing.rows import BadRow, Row
 from tokenverse_pp.data.importing.subtitles import read_subtitles, read_text
+from tokenverse_pp.data.normalise import NORMALISERS
 
 T = [f"00:00:0{i}.000 --> 00:00:0{i + 1}.000" for i in range(9)]
 S = [times.replace(".", ",") for times in T]
@@ -326,6 +327,18 @@ def test_a_cue_of_signs_spoils_no_recording(tmp_path, audio_dir):
     assert [turn[3] for turn in turns(cut)] == ["one", "two"]
     [cut] = imported(out, *options)
     assert [turn[3] for turn in turns(cut)] == ["one", "♪", "two"]
+
+
+def test_texts_are_normalised_once(tmp_path, audio_dir, monkeypatch):
+    texts = ["oui", "еще ё", "♪", "今天"]
+    cues = [f"00:00:0{i}.000 --> 00:00:0{i}.500\n{text}\n" for i, text in enumerate(texts)]
+    srt = write(tmp_path / "subs" / "a.vtt", "WEBVTT\n\n" + "\n".join(cues))
+    seen, words = [], NORMALISERS["words"]
+    monkeypatch.setitem(NORMALISERS, "words", lambda text, language: seen.append(text) or words(text, language))
+    options = ("--subtitles", srt, "--audio-dir", audio_dir, "--normaliser", "words", "--skip-bad")
+    cuts = imported(tmp_path / "cuts.jsonl", *options)
+    assert [turns(cut)[0][3] for cut in cuts] == ["oui", "еще е", "今天"]
+    assert all(seen.count(text) == 1 for text in texts)  # letters alone, besides
 
 
 def test_overlapping_cues_are_kept(tmp_path, audio_dir):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -244,8 +245,17 @@ def _complete(
 
 
 def _has_words(row: Row, normaliser: str) -> bool:
-    """Whether the normaliser leaves words of a text: of ``♪``, ``words`` and ``cased`` leave none in any language."""
-    return bool(row.text and finish_text(row.text, None, normaliser)[0])
+    """Whether the normaliser leaves words of a text: of ``♪``, ``words`` and ``cased`` leave none in any language.
+
+    A letter that it leaves tells it: texts are normalised when cuts are made, with their language, and not here too.
+    """
+    text = row.text or ""
+    return any(_is_left(char, normaliser) for char in text if char.isalnum()) or _is_left(text, normaliser)
+
+
+@functools.lru_cache(maxsize=10000)
+def _is_left(text: str, normaliser: str) -> bool:
+    return bool(finish_text(text, None, normaliser)[0])
 
 
 def _turns(
