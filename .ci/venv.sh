@@ -93,5 +93,9 @@ else
     install_torch "$torch"
     echo "installing the other packages" >&2
     pip install "torch==$torch" --editable '.[human-speech,plots,storage,dev]'
+    # One by one: packages that have no release for this Python cost only their extra.
+    for extra in media lora serve onnx sherpa words entities datasets ray docs; do
+        pip install "torch==$torch" --editable ".[$extra]" || echo "the extra $extra is left out: see above" >&2
+    done
     install_scoreboards "torch==$torch" --editable '.[scoreboards]' || true
 fi

@@ -96,6 +96,14 @@ def test_every_pattern_of_package_data_finds_something(pattern):
     assert any((ROOT / "tokenverse_pp").glob(pattern))
 
 
+def test_older_pythons_get_the_extras_that_the_manual_promises():
+    table = PROJECT.split("[project.optional-dependencies]")[1].split("[project.")[0]
+    older = (ROOT / ".ci" / "venv.sh").read_text(encoding="utf-8").split("Python older than 3.11")[1]
+    lists = re.findall(r"'\.\[(.+)\]'|for extra in (.+);", older)
+    given = {name for one, other in lists for name in re.split("[ ,]", one or other)}
+    assert given == {*re.findall(r"^([\w-]+) = \[", table, re.M)} - {"baselines", "endpoints"}
+
+
 def test_the_citation_names_the_three_papers():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["cff-version"] == "1.2.0" and citation["license"] == "Apache-2.0"
