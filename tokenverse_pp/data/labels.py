@@ -130,12 +130,13 @@ def validate_cuts(cuts: Union[PathLike, Iterable[Cut]], unlabelled: bool = False
         UserError: naming file (for a path), cut id and field of the first problem, and the number of others.
     """
     prefix = ""
+    found: Iterator[Cut]
     if isinstance(cuts, (str, os.PathLike)):
-        prefix, cuts = f"{cuts}: ", (labelled_cut(row) for row in read_rows(cuts))
-    if unlabelled:
-        cuts = (cut for cut in cuts if "tasks" in (cut.custom or {}))
+        prefix, found = f"{cuts}: ", (labelled_cut(row) for row in read_rows(cuts))
+    else:
+        found = iter(cuts)
     first, count = "", 0
-    for cut_id, text in find_problems(cuts):
+    for cut_id, text in find_problems(cut for cut in found if not unlabelled or "tasks" in (cut.custom or {})):
         first = first or f"{prefix}cut {cut_id}: {text}"
         count += 1
     if count:
