@@ -17,7 +17,7 @@ from torch import Tensor
 from train_step_worker import TASKS, TINY, WORD, XLSR
 
 from tokenverse_pp.base.config import Config
-from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.base.options import SearchOptions
 from tokenverse_pp.data.dataset import load_inputs
 from tokenverse_pp.data.distributed import DistributedContext
 from tokenverse_pp.data.tokenizer import train_tokenizer

@@ -10,7 +10,7 @@ import torch
 from gpu_run import GpuRun, Record, timed
 from search_cases import Case, mixed_codes
 
-from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.base.options import SearchOptions
 from tokenverse_pp.decoding.search import search_frames
 from tokenverse_pp.models.predictor import LstmPredictor
 from tokenverse_pp.models.transducer import Joiner

@@ -23,7 +23,7 @@ from lhotse.cut import Cut
 from torch import Tensor
 
 from tokenverse_pp.base.files import write_text
-from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.base.options import SearchOptions
 from tokenverse_pp.data.dataset import collate, load_inputs
 from tokenverse_pp.data.manifests import read_cuts
 from tokenverse_pp.decoding.constraints import constraints_for

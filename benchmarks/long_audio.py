@@ -25,7 +25,7 @@ import torch
 from lhotse.cut import Cut
 
 from tokenverse_pp.base.files import write_text
-from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.base.options import SearchOptions
 from tokenverse_pp.data.dataset import SAMPLING_RATE, load_inputs
 from tokenverse_pp.data.manifests import read_cuts
 from tokenverse_pp.decoding.long_form import decode_long

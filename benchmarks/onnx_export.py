@@ -26,7 +26,7 @@ from include import markdown_table
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import write_text
-from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.base.options import SearchOptions
 from tokenverse_pp.cli.groups import report_errors
 from tokenverse_pp.data.dataset import load_inputs
 from tokenverse_pp.data.manifests import read_cuts

@@ -31,7 +31,7 @@ from search_cases import Case, timed, versions
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import write_text
-from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.base.options import SearchOptions
 from tokenverse_pp.cli.groups import report_errors
 from tokenverse_pp.decoding.hypothesis import Hypothesis
 from tokenverse_pp.decoding.search import search_frames

@@ -31,8 +31,7 @@ from include import markdown_table
 from tokenverse_pp.base.config import SAMPLE_RATE, ChunkOptions
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import write_text
-from tokenverse_pp.base.options import DecodeOptions
-from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.base.options import DecodeOptions, SearchOptions
 from tokenverse_pp.cli.groups import report_errors
 from tokenverse_pp.data.dataset import load_inputs
 from tokenverse_pp.data.manifests import read_cuts

@@ -36,7 +36,7 @@ from torch import Tensor
 from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import write_text
-from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.base.options import SearchOptions
 from tokenverse_pp.cli.groups import report_errors
 from tokenverse_pp.data.dataset import SAMPLING_RATE, load_inputs
 from tokenverse_pp.data.labels import labelled_tasks

@@ -26,8 +26,7 @@ from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.engine import Parts, current_engine
 from tokenverse_pp.base.errors import UserError, printable
 from tokenverse_pp.base.files import url_of, write_json, write_text
-from tokenverse_pp.base.options import DecodeOptions, PageOptions, names_of, tasks_named
-from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.base.options import DecodeOptions, PageOptions, SearchOptions, names_of, tasks_named
 from tokenverse_pp.base.storage import working_folder
 from tokenverse_pp.cli.groups import EXIT_CODE, report_errors
 from tokenverse_pp.cli.options import (

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from scripts import ROOT
 
-from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.base.options import SearchOptions
 from tokenverse_pp.models.bundle import ModelBundle
 from tokenverse_pp.moved import MODULES
 from tokenverse_pp.moved import PACKAGE as PACKAGE_NAME

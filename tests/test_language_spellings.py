@@ -18,8 +18,7 @@ from tokenverse_pp.base.config import Config, TasksConfig
 from tokenverse_pp.base.config_files import check_languages
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.languages import casefold, lower, primary_language
-from tokenverse_pp.base.options import TranscribeOptions
-from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.base.options import SearchOptions, TranscribeOptions
 from tokenverse_pp.data.corpora.read_speech import common_voice_code, folders_of
 from tokenverse_pp.data.editing.conversations import read_words
 from tokenverse_pp.data.editing.label import LabelChange, label_rows

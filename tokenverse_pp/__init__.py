@@ -17,7 +17,7 @@ from tokenverse_pp.moved import install
 
 if TYPE_CHECKING:
     from tokenverse_pp.api.model import TokenVerse
-    from tokenverse_pp.base.search_options import SearchOptions
+    from tokenverse_pp.base.options import SearchOptions
     from tokenverse_pp.decoding.streaming.transcriber import StreamingTranscriber
     from tokenverse_pp.models.bundle import load_model
     from tokenverse_pp.tasks.base import Task, TaskSet
@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 _LAZY = {
-    "SearchOptions": "tokenverse_pp.base.search_options",
+    "SearchOptions": "tokenverse_pp.base.options",
     "StreamingTranscriber": "tokenverse_pp.decoding.streaming.transcriber",
     "Task": "tokenverse_pp.tasks.base",
     "TaskSet": "tokenverse_pp.tasks.base",

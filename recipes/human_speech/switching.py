@@ -28,8 +28,7 @@ from tokenverse_pp.api.model import load_named
 from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import aligned, write_json
-from tokenverse_pp.base.options import DecodeOptions
-from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.base.options import DecodeOptions, SearchOptions
 from tokenverse_pp.cli.groups import report_errors
 from tokenverse_pp.cli.options import chosen, model_option, options_from, threads_option
 from tokenverse_pp.data.dataset import load_inputs

@@ -28,8 +28,7 @@ from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import aligned
 from tokenverse_pp.base.languages import language_group
-from tokenverse_pp.base.options import StreamingOptions
-from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.base.options import SearchOptions, StreamingOptions
 from tokenverse_pp.cli.groups import Group
 from tokenverse_pp.cli.options import (
     chosen,

@@ -27,8 +27,7 @@ from tokenverse_pp.base.config import Config
 from tokenverse_pp.base.config_files import from_dict
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import aligned
-from tokenverse_pp.base.options import DecodeOptions
-from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.base.options import DecodeOptions, SearchOptions
 from tokenverse_pp.cli.groups import report_errors
 from tokenverse_pp.data.dataset import Activation, Batch, collate
 from tokenverse_pp.data.distributed import DistributedContext

@@ -24,7 +24,7 @@ from tokenverse_pp.api.transcribing import TranscribeOptions, group_line, transc
 from tokenverse_pp.base import files
 from tokenverse_pp.base.engine import Parts
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.base.options import SearchOptions
 from tokenverse_pp.data.audio.inputs import Refused, open_audio
 from tokenverse_pp.decoding.long_form import decode_long
 from tokenverse_pp.decoding.recognizer import DecodeOptions, Recognizer, decode

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.base.options import SearchOptions
 from tokenverse_pp.decoding.search import search_frames
 
 LOOSE = {"abs": 2e-4, "rel": 2e-5}

@@ -13,7 +13,7 @@ from lhotse import Recording
 from toy_runs import read_cuts, toy_parts
 
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.base.options import SearchOptions
 from tokenverse_pp.decoding.hypothesis import CALIBRATION, Calibration, Curve
 from tokenverse_pp.decoding.long_form import decode_long
 from tokenverse_pp.decoding.recognizer import DecodeOptions, Recognizer, decode, plan_batches

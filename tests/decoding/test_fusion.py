@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from vocabulary import know
 
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.search_options import MOST_HOTWORDS, SearchOptions
+from tokenverse_pp.base.options import MOST_HOTWORDS, SearchOptions
 from tokenverse_pp.data.tokenizer import train_tokenizer
 from tokenverse_pp.decoding import language_models
 from tokenverse_pp.decoding.context_graph import ContextGraph, FusedScorers, read_hotwords

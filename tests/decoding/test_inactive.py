@@ -14,7 +14,7 @@ from toy_runs import call, read_cuts
 from tokenverse_pp.api.model import TokenVerse
 from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.base.options import SearchOptions
 from tokenverse_pp.data.dataset import load_inputs
 from tokenverse_pp.data.distributed import DistributedContext
 from tokenverse_pp.decoding.hypothesis import Hypothesis

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from vocabulary import ALL, Vocabulary, is_well_formed, know
 
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.base.options import SearchOptions
 from tokenverse_pp.decoding.constraints import constraints_for
 from tokenverse_pp.decoding.context_graph import ContextGraph
 from tokenverse_pp.decoding.search import search_frames

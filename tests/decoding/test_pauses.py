@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tiny_transducers import build_tiny, log_probs_at
 from vocabulary import Vocabulary, know
 
-from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.base.options import SearchOptions
 from tokenverse_pp.decoding.constraints import constraints_for
 from tokenverse_pp.decoding.hypothesis import Hypothesis
 from tokenverse_pp.decoding.long_form import Merger, units_of

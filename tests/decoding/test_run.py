@@ -11,8 +11,7 @@ from labelled_cuts import make_cut
 from lhotse import Recording
 
 from tokenverse_pp.base.engine import Parts
-from tokenverse_pp.base.options import DecodeOptions
-from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.base.options import DecodeOptions, SearchOptions
 from tokenverse_pp.data.audio.inputs import cut_of_samples
 from tokenverse_pp.data.distributed import DistributedContext
 from tokenverse_pp.decoding.run import batch_digest, collect, run_digest, share

@@ -6,7 +6,7 @@ import torch
 from toy_runs import toy_parts
 
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.base.options import SearchOptions
 from tokenverse_pp.decoding.search import search
 from tokenverse_pp.models.bundle import ModelBundle
 

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.base.options import SearchOptions
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,7 @@ from test_decoder import load, run
 from toy_runs import assert_one_line, call, read_cuts
 
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.options import DecodeOptions, StreamingOptions
-from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.base.options import DecodeOptions, SearchOptions, StreamingOptions
 from tokenverse_pp.data.dataset import load_inputs
 from tokenverse_pp.decoding.pauses import pause_reader_of
 from tokenverse_pp.decoding.recognizer import Recognizer

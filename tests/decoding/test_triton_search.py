@@ -12,7 +12,7 @@ from vocabulary import ALL, Vocabulary, know
 
 pytest.importorskip("triton")
 
-from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.base.options import SearchOptions
 from tokenverse_pp.decoding import beam, context_graph
 from tokenverse_pp.decoding.constraints import constraints_for
 from tokenverse_pp.decoding.context_graph import ContextGraph, FusedScorers

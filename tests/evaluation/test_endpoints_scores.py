@@ -15,8 +15,7 @@ from toy_runs import read_cuts
 
 from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.options import DecodeOptions, StreamingOptions
-from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.base.options import DecodeOptions, SearchOptions, StreamingOptions
 from tokenverse_pp.cli.main import cli
 from tokenverse_pp.data.manifests import write_cuts
 from tokenverse_pp.decoding.hypothesis import Calibration, Curve, read_calibration

@@ -14,8 +14,7 @@ from toy_runs import call, read_cuts
 
 from tokenverse_pp.api.folders import save_with_biases
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.options import DecodeOptions
-from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.base.options import DecodeOptions, SearchOptions
 from tokenverse_pp.cli.tune import tune as tune_command
 from tokenverse_pp.evaluation import tuning
 from tokenverse_pp.evaluation.tuning import HeldOut, best_value, measure_of, tokens_to_tune, tune, with_value

@@ -12,7 +12,7 @@ from toy_runs import call, read_cuts, toy_options
 from tokenverse_pp.api.model import TokenVerse
 from tokenverse_pp.base.config_files import parse_config
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.base.options import SearchOptions
 from tokenverse_pp.decoding.search import search, search_frames
 from tokenverse_pp.losses.exact import rnnt_loss_joiner
 from tokenverse_pp.models.bundle import ModelBundle, build_model, get_tokenizer, load_model, tasks_of

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tiny_exports import CASES, build, noise
 
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.base.options import SearchOptions
 from tokenverse_pp.decoding.long_form import decode_long
 from tokenverse_pp.decoding.search import search
 from tokenverse_pp.onnx import export, graphs

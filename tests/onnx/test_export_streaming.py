@@ -15,7 +15,7 @@ from tiny_exports import build, noise
 
 from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.base.options import SearchOptions
 from tokenverse_pp.decoding.streaming.transcriber import StreamingOptions, StreamingTranscriber
 from tokenverse_pp.onnx.export import torch_stream
 from tokenverse_pp.runtime import Runtime, StreamingRuntime

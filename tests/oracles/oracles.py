@@ -165,7 +165,7 @@ def resumed(corpus: Path, work: Path) -> list:
 def streamed(corpus: Path) -> dict:
     """The events of two streams of the first two test cuts: greedy, and beam with resets at endpoints."""
     from tokenverse_pp.base.config import ChunkOptions
-    from tokenverse_pp.base.search_options import SearchOptions
+    from tokenverse_pp.base.options import SearchOptions
     from tokenverse_pp.decoding.streaming.transcriber import StreamingOptions, StreamingTranscriber
     from tokenverse_pp.models.bundle import load_model
 

@@ -10,8 +10,7 @@ from toy_runs import read_cuts
 
 from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.options import DecodeOptions
-from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.base.options import DecodeOptions, SearchOptions
 from tokenverse_pp.data.labels import labelled_tasks
 from tokenverse_pp.models.bundle import load_model
 from tokenverse_pp.models.transducer import SpecAugment

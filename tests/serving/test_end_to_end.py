@@ -13,8 +13,7 @@ from test_streams import spoken
 from toy_runs import read_cuts, toy_parts
 
 from tokenverse_pp.base.config import ChunkOptions
-from tokenverse_pp.base.options import DecodeOptions
-from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.base.options import DecodeOptions, SearchOptions
 from tokenverse_pp.decoding.hypothesis import Calibration
 from tokenverse_pp.decoding.recognizer import Recognizer
 from tokenverse_pp.decoding.streaming.transcriber import StreamingOptions, StreamingTranscriber

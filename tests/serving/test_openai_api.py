@@ -25,8 +25,7 @@ from toy_runs import read_cuts
 from tokenverse_pp.api.formats import FORMATS, render
 from tokenverse_pp.api.formats.text import to_text
 from tokenverse_pp.api.model import TokenVerse
-from tokenverse_pp.base.options import TranscribeOptions
-from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.base.options import SearchOptions, TranscribeOptions
 from tokenverse_pp.serving import openai_api
 from tokenverse_pp.serving.access import Access
 from tokenverse_pp.serving.client import StreamClient

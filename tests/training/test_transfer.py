@@ -15,7 +15,7 @@ from toy_runs import assert_one_line, call, read_cuts, toy_options, toy_parts
 
 from tokenverse_pp.base.config_files import parse_config, save_config
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.base.options import SearchOptions
 from tokenverse_pp.data.dataset import load_inputs
 from tokenverse_pp.data.tokenizer import BLANK_ID, train_tokenizer
 from tokenverse_pp.decoding.search import search

@@ -16,7 +16,7 @@ import tokenverse_pp
 from tokenverse_pp.base.config import Config, TokenizerConfig
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import cache_folder, check_links, replacing_folder, url_of
-from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.base.options import SearchOptions
 from tokenverse_pp.base.storage import fetch_folder, list_folder
 from tokenverse_pp.decoding.hypothesis import CALIBRATION
 from tokenverse_pp.models import checkpoint

@@ -19,8 +19,16 @@ from tokenverse_pp.api.folders import DEFAULT, PathLike, locate_encoder, locate_
 from tokenverse_pp.api.transcribing import ProgressBars, Result, decode_options, transcribe_in_order
 from tokenverse_pp.base.config_files import load_config
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.options import Autocast, DecodeOptions, Hotword, Inactive, Names, TranscribeOptions
-from tokenverse_pp.base.search_options import Method, SearchOptions
+from tokenverse_pp.base.options import (
+    Autocast,
+    DecodeOptions,
+    Hotword,
+    Inactive,
+    Method,
+    Names,
+    SearchOptions,
+    TranscribeOptions,
+)
 from tokenverse_pp.data.access import SourceAccess, allow_sources, current_access
 from tokenverse_pp.data.audio.inputs import Heard, Refused, is_single, open_audio, open_or_refuse, several
 from tokenverse_pp.data.dataset import SAMPLING_RATE

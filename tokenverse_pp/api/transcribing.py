@@ -15,8 +15,7 @@ from tqdm import tqdm
 
 from tokenverse_pp.base.engine import Compute, Parts, current_engine
 from tokenverse_pp.base.errors import UserError, printable
-from tokenverse_pp.base.options import DecodeOptions, Names, TranscribeOptions, names_of, tasks_named
-from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.base.options import DecodeOptions, Names, SearchOptions, TranscribeOptions, names_of, tasks_named
 from tokenverse_pp.data.audio.inputs import Heard, Refused
 from tokenverse_pp.decoding.context_graph import read_hotwords
 from tokenverse_pp.decoding.recognizer import Recognizer, plan_batches, untold

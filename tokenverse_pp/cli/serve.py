@@ -10,8 +10,7 @@ import click
 
 from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.errors import printable
-from tokenverse_pp.base.options import StreamingOptions, TranscribeOptions, names_of, tasks_named
-from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.base.options import SearchOptions, StreamingOptions, TranscribeOptions, names_of, tasks_named
 from tokenverse_pp.cli.options import (
     TOKEN_BIAS,
     chosen,

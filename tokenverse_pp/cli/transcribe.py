@@ -13,8 +13,7 @@ from tqdm import tqdm
 
 from tokenverse_pp.base.errors import UserError, printable
 from tokenverse_pp.base.files import url_of
-from tokenverse_pp.base.options import TranscribeOptions, names_of, tasks_named
-from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.base.options import SearchOptions, TranscribeOptions, names_of, tasks_named
 from tokenverse_pp.cli.groups import EXIT_CODE, messages_on_stderr
 from tokenverse_pp.cli.options import (
     TOKEN_BIAS,

@@ -10,8 +10,7 @@ import click
 
 from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.errors import UserError, needing
-from tokenverse_pp.base.options import DecodeOptions, tasks_named
-from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.base.options import DecodeOptions, SearchOptions, tasks_named
 from tokenverse_pp.cli.options import (
     chosen,
     device_option,

@@ -12,7 +12,7 @@ import numpy as np
 import sentencepiece as spm
 
 from tokenverse_pp.base.errors import UserError, one_line
-from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.base.options import SearchOptions
 from tokenverse_pp.tasks.base import TaskSet
 from tokenverse_pp.tasks.transcript import is_task_token, word_spans
 

@@ -29,7 +29,7 @@ from tokenverse_pp.tasks.base import RANK_CLOSE, RANK_FRONT, RANK_OPEN, TaskSet
 from tokenverse_pp.tasks.lid import language_token
 
 if TYPE_CHECKING:
-    from tokenverse_pp.base.search_options import SearchOptions
+    from tokenverse_pp.base.options import SearchOptions
     from tokenverse_pp.data.tokenizer import Tokenizer
 
 NEG_INF = -float("inf")

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.languages import language_problem
-from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.base.options import SearchOptions
 from tokenverse_pp.data.lines import BLANKS, number_of, stray_control, text_lines
 from tokenverse_pp.data.normalise import normalise
 from tokenverse_pp.data.tokenizer import BLANK_ID, Tokenizer

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.base.options import SearchOptions
 from tokenverse_pp.decoding.beam import longer_keys, symbol_keys
 from tokenverse_pp.decoding.constraints import NEG_INF
 from tokenverse_pp.decoding.hypothesis import Hypothesis

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Dict, FrozenSet, List, NamedTuple, Optional, Sequence, Tuple, Union, get_args
 
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.options import Inactive
-from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.base.options import Inactive, SearchOptions
 from tokenverse_pp.decoding.constraints import check_language_task
 from tokenverse_pp.decoding.hypothesis import Hypothesis
 from tokenverse_pp.tasks.base import TaskSet

@@ -45,7 +45,7 @@ from tokenverse_pp.base.languages import (
     matching_languages,
     same_language,
 )
-from tokenverse_pp.base.search_options import LM_BONUS, LM_SCALE, SearchOptions
+from tokenverse_pp.base.options import LM_BONUS, LM_SCALE, SearchOptions
 from tokenverse_pp.data import normalise as normalising
 from tokenverse_pp.data.normalise import normalise
 from tokenverse_pp.data.tokenizer import BLANK_ID, Tokenizer

@@ -27,8 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Collection, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
-from tokenverse_pp.base.options import Autocast, DecodeOptions, Inactive
-from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.base.options import Autocast, DecodeOptions, Inactive, SearchOptions
 from tokenverse_pp.decoding.constraints import SPACE, Constraints
 from tokenverse_pp.decoding.hypothesis import Hypothesis
 from tokenverse_pp.tasks.base import RANK_CLOSE, RANK_FRONT, RANK_OPEN, TaskSet

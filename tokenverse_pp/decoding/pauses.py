@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.base.options import SearchOptions
 from tokenverse_pp.decoding.hypothesis import Hypothesis
 from tokenverse_pp.decoding.scorer import History, PredictorStates, biased_joiner, inference, joiner_dtype, project
 from tokenverse_pp.models.predictor import LstmPredictor, Predictor, StatelessPredictor

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.options import DecodeOptions
-from tokenverse_pp.base.search_options import Numbers
+from tokenverse_pp.base.options import DecodeOptions, Numbers
 from tokenverse_pp.data.dataset import SAMPLING_RATE, audio_files, collate, load_inputs
 from tokenverse_pp.decoding.constraints import Constraints, constraints_for
 from tokenverse_pp.decoding.hypothesis import NOTHING, Hypothesis, read_calibration

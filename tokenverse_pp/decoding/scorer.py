@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.base.options import SearchOptions
 from tokenverse_pp.data.tokenizer import Tokenizer
 from tokenverse_pp.decoding.constraints import languages_written
 from tokenverse_pp.decoding.context_graph import ContextGraph, FusedScorers, FusionScorer, hotword_phrases

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.options import DecodeOptions, Inactive
-from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.base.options import DecodeOptions, Inactive, SearchOptions
 from tokenverse_pp.decoding.beam import beam_search
 from tokenverse_pp.decoding.constraints import Constraints
 from tokenverse_pp.decoding.context_graph import FusionScorer

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import aligned
-from tokenverse_pp.base.options import DecodeOptions
-from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.base.options import DecodeOptions, SearchOptions
 from tokenverse_pp.data.dataset import collate, load_inputs
 from tokenverse_pp.decoding.hypothesis import NOTHING
 from tokenverse_pp.decoding.recognizer import NOT_FINITE, Recognizer, is_long, plan_batches

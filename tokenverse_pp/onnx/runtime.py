@@ -12,8 +12,7 @@ import numpy as np
 
 from tokenverse_pp.base.config import SAMPLE_RATE
 from tokenverse_pp.base.errors import UserError, needing
-from tokenverse_pp.base.options import Inactive, Names, check_windows, tasks_named
-from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.base.options import Inactive, Names, SearchOptions, check_windows, tasks_named
 from tokenverse_pp.data.tokenizer import Tokenizer
 from tokenverse_pp.decoding.constraints import Constraints, constraints_for
 from tokenverse_pp.decoding.hypothesis import NOTHING, Hypothesis, read_calibration

@@ -12,7 +12,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union, 
 import numpy as np
 
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.base.options import SearchOptions
 from tokenverse_pp.decoding.constraints import Constraints
 from tokenverse_pp.decoding.hypothesis import Hypothesis
 

@@ -9,8 +9,7 @@ from typing import List, Optional
 
 from tokenverse_pp.api.formats import FORMATS
 from tokenverse_pp.base.errors import UserError, printable
-from tokenverse_pp.base.options import tasks_named
-from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.base.options import SearchOptions, tasks_named
 from tokenverse_pp.onnx.folder import read_folder
 from tokenverse_pp.onnx.runtime import Runtime, StreamingRuntime
 from tokenverse_pp.tasks import load_plugins

@@ -14,7 +14,7 @@ import numpy as np
 from tokenverse_pp.base.config import SAMPLE_RATE
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import is_finite
-from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.base.options import SearchOptions
 
 VERSION = 1
 MOST_CONTROL = 16384  # bytes of a control message

@@ -13,8 +13,7 @@ import numpy as np
 
 from tokenverse_pp.base.config import SAMPLE_RATE
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.options import Inactive, StreamingOptions
-from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.base.options import Inactive, SearchOptions, StreamingOptions
 from tokenverse_pp.decoding.hypothesis import read_calibration
 from tokenverse_pp.decoding.inactive import search_for
 from tokenverse_pp.decoding.streaming.events import Event

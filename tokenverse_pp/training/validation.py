@@ -19,8 +19,7 @@ from torch import Tensor
 
 from tokenverse_pp.base.config import ChunkOptions, Config, StreamingConfig
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.options import DecodeOptions
-from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.base.options import DecodeOptions, SearchOptions
 from tokenverse_pp.data.dataset import Activation, Batch, TransducerDataset
 from tokenverse_pp.data.distributed import DistributedContext
 from tokenverse_pp.data.labels import labelled_tasks

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from vocabulary import ALL, Vocabulary, begun, know
 
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.base.options import SearchOptions
 from tokenverse_pp.decoding.constraints import Constraints, constraints_for
 from tokenverse_pp.decoding.context_graph import ContextGraph, FusedScorers
 from tokenverse_pp.decoding.language_models import LanguageModel

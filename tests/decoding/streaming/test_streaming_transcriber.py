@@ -20,8 +20,7 @@ from vocabulary import Vocabulary, know
 
 from tokenverse_pp.base.config import ChunkOptions, Config, TasksConfig
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.options import DecodeOptions
-from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.base.options import DecodeOptions, SearchOptions
 from tokenverse_pp.data.dataset import load_inputs
 from tokenverse_pp.decoding.constraints import constraints_for
 from tokenverse_pp.decoding.hypothesis import Calibration, Curve

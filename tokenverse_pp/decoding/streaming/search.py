@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.base.options import SearchOptions
 from tokenverse_pp.decoding.beam import BeamMemory, BeamSearch, BeamTrace
 from tokenverse_pp.decoding.constraints import NEG_INF, Constraints
 from tokenverse_pp.decoding.context_graph import FusionScorer
