@@ -25,8 +25,7 @@ from tokenverse_pp.decoding.beam import BeamMemory
 from tokenverse_pp.decoding.language_models import LanguageModel
 from tokenverse_pp.decoding.ngram import ngrams_of_words
 from tokenverse_pp.decoding.ngram_tables import NgramTables
-from tokenverse_pp.decoding.scorer import Scorer, inference
-from tokenverse_pp.decoding.tables import BatchConstraints
+from tokenverse_pp.decoding.scorer import BatchConstraints, Scorer, inference
 from tokenverse_pp.decoding.triton_search import Fusion, TritonSearch
 from tokenverse_pp.losses import pruned_transducer_loss
 from tokenverse_pp.losses.native import kernels

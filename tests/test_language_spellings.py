@@ -31,7 +31,7 @@ from tokenverse_pp.data.manifests import ManifestRow, row_bytes
 from tokenverse_pp.data.normalise import NORMALISERS
 from tokenverse_pp.data.tokenizer import train_tokenizer
 from tokenverse_pp.decoding.constraints import constraints_for, languages_written
-from tokenverse_pp.decoding.scorer import bonus_for
+from tokenverse_pp.decoding.language_models import bonus_for
 from tokenverse_pp.evaluation.report.utterance import utterance_of
 from tokenverse_pp.evaluation.scoring import score_hypotheses
 from tokenverse_pp.metrics.error_rates import score_languages

@@ -18,8 +18,7 @@ from tokenverse_pp.decoding.constraints import (
     compile_constraints,
     constraints_for,
 )
-from tokenverse_pp.decoding.search import search_frames
-from tokenverse_pp.decoding.tables import ConstraintTable
+from tokenverse_pp.decoding.search import ConstraintTable, search_frames
 from tokenverse_pp.tasks import TaskSet
 from tokenverse_pp.tasks.base import RANK_CHANGE, RANK_CLOSE, RANK_END, RANK_OPEN, PositionTask
 

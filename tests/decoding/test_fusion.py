@@ -15,9 +15,8 @@ from tokenverse_pp.base.options import MOST_HOTWORDS, SearchOptions
 from tokenverse_pp.data.tokenizer import train_tokenizer
 from tokenverse_pp.decoding import language_models
 from tokenverse_pp.decoding.context_graph import ContextGraph, FusedScorers, read_hotwords
-from tokenverse_pp.decoding.language_models import LanguageModel
+from tokenverse_pp.decoding.language_models import LanguageModel, bonus_for
 from tokenverse_pp.decoding.ngram import ngrams_of_words
-from tokenverse_pp.decoding.scorer import bonus_for
 from tokenverse_pp.decoding.search import search_frames
 
 PIECES = ["<blk>", "<unk>", "[FR]", "[NL]", "▁a", "▁b", "c", "d", "▁"]
@@ -132,7 +131,7 @@ def test_rows_are_the_gains_of_all_tokens_and_both_at_once_are_the_sum(phrases, 
 
 
 def test_rows_that_are_no_longer_kept_are_made_again(monkeypatch):
-    monkeypatch.setattr("tokenverse_pp.decoding.context_graph.ROWS_KEPT", 4)
+    monkeypatch.setattr("tokenverse_pp.decoding.scorer.ROWS_KEPT", 4)
     bonus = ContextGraph([((4, 5, 6, 4, 5), 1.0)], PIECES)
     first = bonus.look_up(range(3), CPU).clone()
     bonus.look_up([3, 4], CPU)

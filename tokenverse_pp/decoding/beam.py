@@ -22,8 +22,7 @@ from torch import Tensor
 from tokenverse_pp.base.options import SearchOptions
 from tokenverse_pp.decoding.constraints import NEG_INF
 from tokenverse_pp.decoding.hypothesis import Hypothesis
-from tokenverse_pp.decoding.scorer import Scorer
-from tokenverse_pp.decoding.tables import BatchConstraints
+from tokenverse_pp.decoding.scorer import BatchConstraints, Scorer
 from tokenverse_pp.losses.native.kernels import triton_kernels
 
 Array = TypeVar("Array", Tensor, np.ndarray)

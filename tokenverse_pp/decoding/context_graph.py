@@ -17,7 +17,6 @@ computed when a search needs it, and a bounded number of rows is kept.
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Tuple, Union
 
@@ -32,53 +31,12 @@ from tokenverse_pp.data.lines import BLANKS, number_of, stray_control, text_line
 from tokenverse_pp.data.normalise import normalise
 from tokenverse_pp.data.tokenizer import BLANK_ID, Tokenizer
 from tokenverse_pp.decoding.constraints import SPACE, UNKNOWN
-from tokenverse_pp.decoding.tables import RowCache
+from tokenverse_pp.decoding.scorer import FusionScorer
 from tokenverse_pp.tasks.transcript import is_task_token
 
-ROWS_KEPT = 4096
 TABLE_NUMBERS = 2**26  # numbers in a dense table on a GPU: 256 MiB each for gains and states
 LARGEST_BONUS = 1e6  # nats per token: sums in float32 are exact to less than a nat
 Phrase = Tuple[Sequence[int], float]
-
-
-class FusionScorer(ABC):
-    """A state machine over tokens that adds scores, in nats. States are integers below ``states``; 0 is the start."""
-
-    def __init__(self, states: int, vocab_size: int):
-        self.states, self.vocab_size = states, vocab_size
-        self._rows = RowCache(lambda each: torch.stack([self.row(state) for state in each]), vocab_size, ROWS_KEPT)
-
-    @abstractmethod
-    def advance(self, state: int, token: int) -> int:
-        """The state after a token; a blank does not change it."""
-
-    @abstractmethod
-    def gain(self, state: int, token: int) -> float:
-        """The score of a token in a state: 0 for a blank, negative when more is taken back."""
-
-    @abstractmethod
-    def at_end(self, state: int) -> float:
-        """The score that a hypothesis earns by ending in a state."""
-
-    @abstractmethod
-    def row(self, state: int) -> Tensor:
-        """`gain` of every token in a state, (V,) float32."""
-
-    def anew(self, state: int) -> int:
-        """The state in which a new utterance begins after one that ended in ``state``, with no token of its own yet."""
-        return 0
-
-    def look_up(self, states: Sequence[int], device: torch.device) -> Tensor:
-        """`row` of M states: (M, V), on a device."""
-        return self._rows.look_up(states, device)
-
-    def walk(self, tokens: Sequence[int]) -> Tuple[List[float], float]:
-        """Return the gain of each token of a hypothesis, and the total that the finished hypothesis keeps."""
-        gains, state = [], 0
-        for token in tokens:
-            gains.append(self.gain(state, token))
-            state = self.advance(state, token)
-        return gains, sum(gains) + self.at_end(state)
 
 
 class FusedScorers(FusionScorer):

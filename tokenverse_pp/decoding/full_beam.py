@@ -24,8 +24,7 @@ from tokenverse_pp.base.options import SearchOptions
 from tokenverse_pp.decoding.beam import longer_keys, symbol_keys
 from tokenverse_pp.decoding.constraints import NEG_INF
 from tokenverse_pp.decoding.hypothesis import Hypothesis
-from tokenverse_pp.decoding.scorer import NumberedStates, PredictorStates, Scorer
-from tokenverse_pp.decoding.tables import BatchConstraints
+from tokenverse_pp.decoding.scorer import BatchConstraints, NumberedStates, PredictorStates, Scorer
 
 
 def full_beam_search(

@@ -21,8 +21,7 @@ import torch
 from tokenverse_pp.base.options import SearchOptions
 from tokenverse_pp.decoding.beam import BeamMemory, triton_search
 from tokenverse_pp.decoding.hypothesis import Hypothesis
-from tokenverse_pp.decoding.scorer import Scorer
-from tokenverse_pp.decoding.tables import BatchConstraints
+from tokenverse_pp.decoding.scorer import BatchConstraints, Scorer
 
 BLOCK = 8  # frames; in a longer block, the frames after its first symbols are scored in vain
 ROWS_AT_ONCE = 256  # rows of the joiner that fit a processor's cache

@@ -22,8 +22,7 @@ from tokenverse_pp.base.options import SearchOptions
 from tokenverse_pp.decoding.beam import beam_search
 from tokenverse_pp.decoding.constraints import NEG_INF
 from tokenverse_pp.decoding.hypothesis import Hypothesis
-from tokenverse_pp.decoding.scorer import Scorer
-from tokenverse_pp.decoding.tables import BatchConstraints
+from tokenverse_pp.decoding.scorer import BatchConstraints, Scorer
 from tokenverse_pp.losses.k2 import k2_problem, load_k2
 
 

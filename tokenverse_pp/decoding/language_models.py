@@ -51,8 +51,9 @@ from tokenverse_pp.data.normalise import normalise
 from tokenverse_pp.data.tokenizer import BLANK_ID, Tokenizer
 from tokenverse_pp.decoding import ngram
 from tokenverse_pp.decoding.constraints import SPACE, UNKNOWN, languages_written
-from tokenverse_pp.decoding.context_graph import FusionScorer
+from tokenverse_pp.decoding.context_graph import ContextGraph, FusedScorers, hotword_phrases
 from tokenverse_pp.decoding.ngram import Ngrams, ngrams_of_words, read_arpa, read_words
+from tokenverse_pp.decoding.scorer import FusionScorer
 from tokenverse_pp.tasks.base import TaskSet
 from tokenverse_pp.tasks.lid import CODE, language_code, language_token
 from tokenverse_pp.tasks.transcript import is_task_token
@@ -314,3 +315,25 @@ def _tidy(folder: Path) -> None:
         if total > MOST_CACHED:
             with contextlib.suppress(OSError):
                 file.unlink()
+
+
+def bonus_for(options: SearchOptions, tokenizer: Tokenizer, tasks: Optional[TaskSet] = None) -> Optional[FusionScorer]:
+    """Return the scorer for the hotwords, length bonus and language model of the options, or None without any.
+
+    Args:
+        tasks: the decoded tasks, which determine the languages that can be written.
+
+    Raises:
+        UserError: for hotwords or a language model that this model cannot use.
+    """
+    bonus: Optional[FusionScorer] = None
+    if not options.earns:
+        return None
+    if options.hotwords or options.length_bonus:
+        pieces = tokenizer.pieces()
+        phrases = hotword_phrases(options, tokenizer, languages_written(options, tasks))
+        bonus = ContextGraph(phrases, pieces, options.length_bonus)
+    if options.lm is None:
+        return bonus
+    model = language_model_for(options, tokenizer, tasks)
+    return model if bonus is None else FusedScorers(bonus, model)

@@ -21,9 +21,10 @@ from tokenverse_pp.data.dataset import SAMPLING_RATE, audio_files, collate, load
 from tokenverse_pp.decoding.constraints import Constraints, constraints_for
 from tokenverse_pp.decoding.hypothesis import NOTHING, Hypothesis, read_calibration
 from tokenverse_pp.decoding.inactive import Selection, inactive_of, select, stripped
+from tokenverse_pp.decoding.language_models import bonus_for
 from tokenverse_pp.decoding.long_form import Merger, windows_of
 from tokenverse_pp.decoding.pauses import PauseReader, pause_reader_of
-from tokenverse_pp.decoding.scorer import biased_joiner, bonus_for
+from tokenverse_pp.decoding.scorer import biased_joiner
 from tokenverse_pp.decoding.search import search_frames
 from tokenverse_pp.models.bundle import ModelBundle
 from tokenverse_pp.models.compat import autocast

@@ -1,17 +1,14 @@
 """The scores that a search adds up at a frame: the joiner's log-probabilities, constraints, shallow-fusion bonuses.
 
-The weights of constraints are added *after* the softmax, and scores are not normalised again. So the log-probability of
-a hypothesis is that of the model whatever is suppressed (without constraints exactly icefall's), and hypotheses are
-ranked by the model's distribution conditioned on being allowed. Normalising at each frame would reward prefixes after
-which most of the probability is suppressed (label bias). The blank is always allowed, so constraints never empty a
-beam.
+`tokenverse_pp.decoding.constraints` says how the weights of constraints are added.
 """
 
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from contextlib import contextmanager
-from typing import Any, Iterator, List, Optional, Sequence, Tuple, TypeVar, Union
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, TypeVar, Union
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -21,42 +18,95 @@ from torch import Tensor
 
 from tokenverse_pp.base.options import SearchOptions
 from tokenverse_pp.data.tokenizer import Tokenizer
-from tokenverse_pp.decoding.constraints import languages_written
-from tokenverse_pp.decoding.context_graph import ContextGraph, FusedScorers, FusionScorer, hotword_phrases
 from tokenverse_pp.decoding.hypothesis import Hypothesis
-from tokenverse_pp.decoding.language_models import language_model_for
-from tokenverse_pp.decoding.tables import RowCache
 from tokenverse_pp.models.predictor import LstmPredictor, Predictor, StatelessPredictor
 from tokenverse_pp.models.transducer import Joiner
-from tokenverse_pp.tasks.base import TaskSet
 
 Array = TypeVar("Array", Tensor, np.ndarray)
 # Of twice a joiner input: float32 holds exp(-80) to exp(80), and tanh is +-1 long before 40. So only the sum of two
 # inputs that are both far beyond what a trained joiner has (one above 40, the other below -30) is wrong.
 LARGEST_EXPONENT = 80.0
 FEWEST_ROWS = 4096
+ROWS_KEPT = 4096  # of a `FusionScorer`
 
 
-def bonus_for(options: SearchOptions, tokenizer: Tokenizer, tasks: Optional[TaskSet] = None) -> Optional[FusionScorer]:
-    """Return the scorer for the hotwords, length bonus and language model of the options, or None without any.
+class BatchConstraints(NamedTuple):
+    """The constraints of a batch: log-weights (S, V), next states (S * V,), first state of each utterance (N, 1)."""
+
+    weights: Tensor
+    following: Tensor
+    start: Tensor
+
+
+class RowCache:
+    """A bounded cache of rows, computed when first needed, on the device of the last call.
 
     Args:
-        tasks: the decoded tasks, which determine the languages that can be written.
-
-    Raises:
-        UserError: for hotwords or a language model that this model cannot use.
+        make: computes M rows from their numbers, (M, width) float32.
+        capacity: most rows kept; if one call needs more, all of its rows are kept.
     """
-    bonus: Optional[FusionScorer] = None
-    if not options.earns:
-        return None
-    if options.hotwords or options.length_bonus:
-        pieces = tokenizer.pieces()
-        phrases = hotword_phrases(options, tokenizer, languages_written(options, tasks))
-        bonus = ContextGraph(phrases, pieces, options.length_bonus)
-    if options.lm is None:
-        return bonus
-    model = language_model_for(options, tokenizer, tasks)
-    return model if bonus is None else FusedScorers(bonus, model)
+
+    def __init__(self, make: Callable[[Sequence[int]], Tensor], width: int, capacity: int):
+        self.make, self.width, self.capacity = make, width, capacity
+        self._row_of: Dict[int, int] = {}
+        self._rows = torch.empty(0, width)
+
+    def look_up(self, numbers: Sequence[int], device: torch.device) -> Tensor:
+        """Return M rows by their numbers, (M, width)."""
+        if len(self._row_of) + len(numbers) > self.capacity or self._rows.device != device:
+            self._row_of.clear()  # rows still needed are computed again
+            self._rows = torch.empty(0, self.width, device=device)
+        missing = [number for number in dict.fromkeys(numbers) if number not in self._row_of]
+        if missing:
+            first, end = len(self._row_of), len(self._row_of) + len(missing)
+            if end > len(self._rows):
+                larger = self._rows.new_empty(max(end, min(max(2 * end, 64), self.capacity)), self.width)
+                larger[:first] = self._rows[:first]
+                self._rows = larger
+            self._rows[first:end] = self.make(missing)
+            self._row_of.update(zip(missing, range(first, end)))
+        rows = torch.tensor([self._row_of[number] for number in numbers], dtype=torch.int64, device=device)
+        return self._rows.index_select(0, rows)
+
+
+class FusionScorer(ABC):
+    """A state machine over tokens that adds scores, in nats. States are integers below ``states``; 0 is the start."""
+
+    def __init__(self, states: int, vocab_size: int):
+        self.states, self.vocab_size = states, vocab_size
+        self._rows = RowCache(lambda each: torch.stack([self.row(state) for state in each]), vocab_size, ROWS_KEPT)
+
+    @abstractmethod
+    def advance(self, state: int, token: int) -> int:
+        """The state after a token; a blank does not change it."""
+
+    @abstractmethod
+    def gain(self, state: int, token: int) -> float:
+        """The score of a token in a state: 0 for a blank, negative when more is taken back."""
+
+    @abstractmethod
+    def at_end(self, state: int) -> float:
+        """The score that a hypothesis earns by ending in a state."""
+
+    @abstractmethod
+    def row(self, state: int) -> Tensor:
+        """`gain` of every token in a state, (V,) float32."""
+
+    def anew(self, state: int) -> int:
+        """The state in which a new utterance begins after one that ended in ``state``, with no token of its own yet."""
+        return 0
+
+    def look_up(self, states: Sequence[int], device: torch.device) -> Tensor:
+        """`row` of M states: (M, V), on a device."""
+        return self._rows.look_up(states, device)
+
+    def walk(self, tokens: Sequence[int]) -> Tuple[List[float], float]:
+        """Return the gain of each token of a hypothesis, and the total that the finished hypothesis keeps."""
+        gains, state = [], 0
+        for token in tokens:
+            gains.append(self.gain(state, token))
+            state = self.advance(state, token)
+        return gains, sum(gains) + self.at_end(state)
 
 
 def check_bonus(options: SearchOptions, bonus: Optional[FusionScorer]) -> None:

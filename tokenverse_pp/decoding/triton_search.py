@@ -23,10 +23,10 @@ from torch import Tensor
 
 from tokenverse_pp.base.errors import one_line
 from tokenverse_pp.decoding.beam import HASH_FACTOR, BeamMemory, BeamTrace, symbol_keys
-from tokenverse_pp.decoding.context_graph import ContextGraph, FusedScorers, FusionScorer
+from tokenverse_pp.decoding.context_graph import ContextGraph, FusedScorers
 from tokenverse_pp.decoding.language_models import LanguageModel
 from tokenverse_pp.decoding.ngram_tables import NgramTables, ngram_gains_kernel
-from tokenverse_pp.decoding.scorer import LARGEST_EXPONENT, Scorer
+from tokenverse_pp.decoding.scorer import LARGEST_EXPONENT, BatchConstraints, FusionScorer, Scorer
 from tokenverse_pp.decoding.search_kernels import (
     advance_kernel,
     candidates_kernel,
@@ -34,7 +34,6 @@ from tokenverse_pp.decoding.search_kernels import (
     hidden_kernel,
     logits_kernel,
 )
-from tokenverse_pp.decoding.tables import BatchConstraints
 
 LOG = logging.getLogger(__name__)
 FRAMES_OF_A_GRAPH = 8

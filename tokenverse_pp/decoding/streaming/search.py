@@ -26,11 +26,10 @@ from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.options import SearchOptions
 from tokenverse_pp.decoding.beam import BeamMemory, BeamSearch, BeamTrace
 from tokenverse_pp.decoding.constraints import NEG_INF, Constraints
-from tokenverse_pp.decoding.context_graph import FusionScorer
 from tokenverse_pp.decoding.greedy import GreedySearch, SymbolGreedySearch, by_symbol
-from tokenverse_pp.decoding.scorer import Scorer, check_bonus, inference, project
+from tokenverse_pp.decoding.scorer import BatchConstraints, FusionScorer, Scorer, check_bonus, inference, project
+from tokenverse_pp.decoding.search import ConstraintTable
 from tokenverse_pp.decoding.streaming.events import Token
-from tokenverse_pp.decoding.tables import BatchConstraints, ConstraintTable
 from tokenverse_pp.models.predictor import Predictor
 from tokenverse_pp.models.transducer import Joiner
 

@@ -16,8 +16,9 @@ from tokenverse_pp.base.options import SearchOptions, StreamingOptions
 from tokenverse_pp.decoding.constraints import Constraints, check_language_task, constraints_for
 from tokenverse_pp.decoding.hypothesis import read_calibration
 from tokenverse_pp.decoding.inactive import inactive_of, search_for, select
+from tokenverse_pp.decoding.language_models import bonus_for
 from tokenverse_pp.decoding.pauses import PauseMemory, PauseReader, pause_reader_of
-from tokenverse_pp.decoding.scorer import biased_joiner, bonus_for
+from tokenverse_pp.decoding.scorer import biased_joiner
 from tokenverse_pp.decoding.streaming.encoder import StreamingEncoder, StreamState
 from tokenverse_pp.decoding.streaming.events import PAUSE, Event, StreamWords, WordReader, check_range
 from tokenverse_pp.decoding.streaming.search import Found, SearchState, StreamingSearch
