@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections import Counter, deque
+from collections import Counter
 from typing import Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
@@ -187,7 +187,10 @@ def score_entities(examples: Sequence[Tuple[Sequence[Phrase], Sequence[Phrase]]]
     for ref, hyp in examples:
         exact += _in_common(ref, hyp)
         label += _in_common([("", kind) for _, kind in ref], [("", kind) for _, kind in hyp])
-        alike = [[j for j, h in enumerate(hyp) if _alike(r, h)] for r in ref]
+        alike = [
+            [j for j, h in enumerate(hyp) if r[1] in (None, h[1]) and similarity(r[0], h[0]) >= SOFT_SIMILARITY]
+            for r in ref
+        ]
         soft += maximum_matching(alike)
     references = sum(len(ref) for ref, _ in examples)
     hypotheses = sum(len(hyp) for _, hyp in examples)
@@ -215,37 +218,24 @@ def maximum_matching(admissible: Sequence[Sequence[int]]) -> int:
     Args:
         admissible: for each node of the left side the nodes of the right side that it may be paired with.
     """
-    partner: Dict[int, int] = {}  # right -> left
-    return sum(_augment(left, admissible, partner) for left in range(len(admissible)))
-
-
-def _augment(root: int, admissible: Sequence[Sequence[int]], partner: Dict[int, int]) -> bool:
-    """Pair ``root``, changing the partners of others if needed; return False if that is impossible."""
-    reached_from: Dict[int, int] = {}  # right -> the left node from which it was reached
-    own: Dict[int, int] = {left: right for right, left in partner.items()}
-    queue = deque([root])
-    while queue:
-        left = queue.popleft()
-        for right in admissible[left]:
-            if right in reached_from:
-                continue
-            reached_from[right] = left
-            if right in partner:
-                queue.append(partner[right])
-                continue
-            _flip(right, root, reached_from, own, partner)
-            return True
-    return False
-
-
-def _flip(right: int, root: int, reached_from: Dict[int, int], own: Dict[int, int], partner: Dict[int, int]) -> None:
-    """Walk back from a free right node to the root, giving each left node the right node it reached."""
-    left = reached_from[right]
-    partner[right] = left
-    while left != root:
-        right = own[left]
-        left = reached_from[right]
-        partner[right] = left
+    right_of: Dict[int, int] = {}  # left -> right
+    left_of: Dict[int, int] = {}  # right -> left
+    for root in range(len(admissible)):
+        reached_from: Dict[int, int] = {}  # right -> the left node from which it was reached
+        queue = [root]
+        for left in queue:
+            new = [right for right in admissible[left] if right not in reached_from]
+            reached_from.update(dict.fromkeys(new, left))
+            free = next((right for right in new if right not in left_of), None)
+            if free is not None:
+                # Walk back to the root, giving each left node the right node that was reached from it.
+                end: Optional[int] = free
+                while end is not None:
+                    left = reached_from[end]
+                    left_of[end], right_of[left], end = left, end, right_of.get(left)
+                break
+            queue.extend(left_of[right] for right in new)
+    return len(left_of)
 
 
 def _in_common(ref: Sequence[Phrase], hyp: Sequence[Phrase]) -> int:
@@ -254,7 +244,3 @@ def _in_common(ref: Sequence[Phrase], hyp: Sequence[Phrase]) -> int:
     left = Counter(phrase for phrase, _ in (Counter(hyp) - same).elements())
     any_type = Counter(phrase for phrase, kind in ref if kind is None)
     return sum(same.values()) + sum((any_type & left).values())
-
-
-def _alike(ref: Phrase, hyp: Phrase) -> bool:
-    return ref[1] in (None, hyp[1]) and similarity(ref[0], hyp[0]) >= SOFT_SIMILARITY
