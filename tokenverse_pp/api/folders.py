@@ -53,7 +53,7 @@ def locate_model(model: PathLike, revision: Optional[str] = None) -> Path:
     """
     url = url_of(model)
     if url is not None:
-        return _fetch_model(url)
+        return find_model(fetch_folder(*_model_at(url)))
     path = Path(model).expanduser()
     if path.is_dir():
         return find_model(path)
@@ -74,12 +74,6 @@ def place_of(model: PathLike, folder: Path) -> Path:
     """Return where to write files of a model: its ``folder`` (`locate_model`), or the URL that it is a copy of."""
     url = url_of(model)
     return folder if url is None else Path(_model_at(url)[0])
-
-
-def _fetch_model(url: str) -> Path:
-    """Fetch a model folder from object storage into the cache."""
-    holder, own = _model_at(url)
-    return find_model(fetch_folder(holder, own))
 
 
 def _model_at(url: str) -> Tuple[str, Dict[str, Any]]:

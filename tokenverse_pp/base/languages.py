@@ -160,12 +160,8 @@ def _matching(code: str, supported: Tuple[str, ...]) -> Tuple[str, ...]:
         return same_tag
     same = tuple(entry for entry in supported if same_language(entry, code))
     agreeing = tuple(entry for entry in same if compatible_languages(entry, code))
-    plain = tuple(entry for entry in agreeing if _is_plain(entry))
+    plain = tuple(entry for entry in agreeing if "-" not in (canonical_tag(entry) or entry))
     return plain or agreeing or same
-
-
-def _is_plain(code: str) -> bool:
-    return "-" not in (canonical_tag(code) or code)
 
 
 def match_language(code: Optional[str], supported: Iterable[str]) -> Optional[str]:

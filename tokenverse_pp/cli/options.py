@@ -212,7 +212,10 @@ def plugin_option(command: Command) -> Command:
     )
     @functools.wraps(command)
     def with_plugins(*arguments: Any, plugins: Tuple[str, ...], **options: Any) -> Any:
-        load_given(plugins)
+        if plugins:
+            from tokenverse_pp.tasks import load_plugins
+
+            load_plugins(plugins)
         return command(*arguments, **options)
 
     return with_plugins
@@ -224,14 +227,6 @@ def plugin_options(command: Command) -> Command:
         "--trust-plugins", is_flag=True, help="Run the files that the model names for its tasks: code of its author."
     )
     return plugin_option(trust(command))
-
-
-def load_given(plugins: Tuple[str, ...]) -> None:
-    """Run the files that the command line names (raises UserError)."""
-    if plugins:
-        from tokenverse_pp.tasks import load_plugins
-
-        load_plugins(plugins)
 
 
 def source_options(command: Command) -> Command:

@@ -109,7 +109,8 @@ def _whole_sources(
         if name == STDIN:
             yield NamedRecording("stdin", "stdin", _stdin(raw_rate, mix))
         elif os.path.isdir(name):
-            found = _files_in(Path(name), recursive)
+            files = Path(name).rglob("*") if recursive else Path(name).glob("*")
+            found = sorted(path for path in files if path.suffix.lower() in ENDINGS and path.is_file())
             if not found:
                 deeper = "" if recursive else " (--recursive looks into its folders)"
                 yield NamedRecording(name, name, Refused(name, f"{name}: no audio files in this folder{deeper}"))
@@ -135,11 +136,6 @@ def _open(name: str, mix: bool) -> Union[Heard, Refused]:
 def _named(heard: Union[Heard, Refused], output: str) -> Union[Heard, Refused]:
     """The recording, named by its path in the folder: files in subfolders may have the same name."""
     return heard if isinstance(heard, Refused) else dataclasses.replace(heard, name=output)
-
-
-def _files_in(folder: Path, recursive: bool) -> list[Path]:
-    found = folder.rglob("*") if recursive else folder.glob("*")
-    return sorted(path for path in found if path.suffix.lower() in ENDINGS and path.is_file())
 
 
 def _cuts(name: str) -> Iterator[NamedRecording]:

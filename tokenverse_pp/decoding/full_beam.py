@@ -56,10 +56,6 @@ class _Set(NamedTuple):
         deep = at.unsqueeze(-1).expand(-1, -1, self.tokens.size(-1))
         return _Set(*(x.gather(1, at if x.dim() == 2 else deep) for x in self))
 
-    def barring(self, gone: Tensor) -> _Set:
-        """Remove the hypotheses that ``gone`` (n, K) marks."""
-        return self._replace(score=self.score.masked_fill(gone, NEG_INF))
-
     @staticmethod
     def join(parts: Sequence[_Set]) -> _Set:
         """Concatenate the hypotheses of several sets."""
@@ -135,7 +131,8 @@ class _Search:
             ending, writing = self._extend(t, writing, written)
             ended = self._best(ending if ended is None else _Set.join([ended, ending]))
             if self.scorer.bonus is None:  # scores only fall: what is worse than all kept ones cannot come back
-                writing = writing.barring(writing.score < ended.score[:, -1:])
+                worse = writing.score < ended.score[:, -1:]
+                writing = writing._replace(score=writing.score.masked_fill(worse, NEG_INF))
             if not (writing.score > NEG_INF).any():
                 return ended
         assert ended is not None  # most is 1 or more

@@ -161,7 +161,7 @@ class Merger:
             if i > front:
                 added = _later(added, self.units[i - 1].frames[-1])
             elif added:
-                left = _earlier(left, added[0].start)
+                left = [unit._replace(frames=tuple(min(at, added[0].start) for at in unit.frames)) for unit in left]
             units = left + added
         self.units = units
         self.end = end
@@ -243,11 +243,6 @@ def _later(units: Sequence[Unit], frame: int) -> List[Unit]:
             return [*moved, *units[i:]]
         moved.append(unit._replace(frames=tuple(max(at, frame) for at in unit.frames)))
     return moved
-
-
-def _earlier(units: Sequence[Unit], frame: int) -> List[Unit]:
-    """Move tokens after ``frame`` to it."""
-    return [unit._replace(frames=tuple(min(at, frame) for at in unit.frames)) for unit in units]
 
 
 class _Overlap:

@@ -236,15 +236,11 @@ def has_confusion(result: Any) -> bool:
     return isinstance(result, Mapping) and {"accuracy", "confusion", "utterances"} <= set(result)
 
 
-def title_of(task: str) -> str:
-    """The title of a classification task."""
-    return "language" if task == "lid" else task
-
-
 def _classes_table(task: str, result: Mapping[str, Any]) -> str:
     """Accuracy, and the confusion matrix if it fits, otherwise its off-diagonal entries."""
     confusion: Dict[str, Dict[str, int]] = result["confusion"]
-    head = f"{title_of(task)}: accuracy {_percent(result['accuracy'])} % of {result['utterances']} cuts"
+    title = "language" if task == "lid" else task
+    head = f"{title}: accuracy {_percent(result['accuracy'])} % of {result['utterances']} cuts"
     columns = sorted(set(confusion) | {hyp for row in confusion.values() for hyp in row})
     rows: List[List[str]] = [["spoken / decoded", *columns]]
     for ref, row in confusion.items():

@@ -208,7 +208,9 @@ def band_log_probs(
     ``activation`` (`tanh` or `relu`) is the joiner's.
     """
     compute_dtype = joiner_dtype(am)
-    weight, bias = _linear_parameters(joiner_output)
+    weight: Tensor = joiner_output.weight  # type: ignore[assignment]
+    bias = getattr(joiner_output, "bias", None)
+    bias = weight.new_zeros(weight.shape[0]) if bias is None else bias
     with torch.autocast(am.device.type, enabled=False):
         kernels = triton_kernels(am)
         if kernels is not None:
@@ -220,13 +222,6 @@ def band_log_probs(
         targets = targets_in_band(symbols, ranges, blank)
         plan = make_plan(ranges, targets, boundary, lm.shape[1], blank, compute_dtype, memory_budget, activation)
         return joiner_log_probs(am, lm, weight, bias, plan)
-
-
-def _linear_parameters(layer: torch.nn.Module) -> Tuple[Tensor, Tensor]:
-    weight = layer.weight
-    bias = getattr(layer, "bias", None)
-    assert isinstance(weight, Tensor)
-    return weight, weight.new_zeros(weight.shape[0]) if bias is None else bias
 
 
 def token_log_probs(

@@ -5,6 +5,7 @@ Text messages are JSON objects with a field ``kind``; binary messages are audio.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass, replace
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
@@ -189,10 +190,7 @@ class End:
 
 Control = Union[Start, SetTasks, End]
 FIELDS = {
-    "start": {
-        *("version", "sample_rate", "format", "tasks", "partials", "reset_at_endpoint", "token"),
-        *("language", "hotwords", "hotword_score", "lm", "lm_scale", "lm_bonus", "pauses"),
-    },
+    "start": {"version", "sample_rate", *(field.name for field in dataclasses.fields(Start))},
     "set_tasks": {"tasks"},
     "end": set(),
 }

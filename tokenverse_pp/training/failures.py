@@ -27,7 +27,7 @@ import uuid
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, Optional, Tuple
 
 import torch.distributed as dist
 
@@ -219,7 +219,8 @@ class Watch:
                 message = self.store.get("message").decode()
                 self.store.add("heard", 1)
             return message
-        for peer in self._watched(urgent):
+        watched = range(self.size) if urgent or self.rank == 0 else [0]
+        for peer in (peer for peer in watched if peer != self.rank):
             beats = self._read(f"alive/{peer}")
             if beats != self.seen.get(peer, (-1, 0.0))[0]:
                 self.seen[peer] = (beats, now)
@@ -227,10 +228,6 @@ class Watch:
             if silence > (URGENT if urgent else self.patience) and not self._read(f"done/{peer}"):
                 return f"rank {peer} has given no sign of life for {silence:.0f} s: was it killed?"
         return None
-
-    def _watched(self, urgent: bool) -> List[int]:
-        peers = range(self.size) if urgent or self.rank == 0 else [0]
-        return [peer for peer in peers if peer != self.rank]
 
 
 def join_watch(world: DistributedContext, patience: float) -> Optional[Watch]:

@@ -315,17 +315,15 @@ def ogg_structure(data: Bytes) -> Structure:
             if not starting:
                 links.append({})
                 starts.append(at)
-            links[-1][serial] = _Stream(_codec(content[body : body + 8]), number - 1)
+            head = content[body : body + 8]
+            codec = next((name for magic, name in _CODECS if head.startswith(magic)), "")
+            links[-1][serial] = _Stream(codec, number - 1)
         starting = bool(flags & 2)
         stream = links[-1].get(serial) if links else None
         if stream is not None:
             _add(stream, content, (at, body, end), flags, granule, number)
         at = end
     return _links(links, tuple(zip(starts, [*starts[1:], at])) or ((0, data.size),), damage, problems)
-
-
-def _codec(head: bytes) -> str:
-    return next((name for magic, name in _CODECS if head.startswith(magic)), "")
 
 
 def _add(stream: _Stream, content: bytes, page: Tuple[int, int, int], flags: int, granule: int, number: int) -> None:

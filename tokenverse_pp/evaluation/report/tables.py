@@ -19,6 +19,8 @@ EVENTS = {"scd": "speaker change", "endp": "endpoint"}
 def tiles(scores: Scores, refused: int) -> List[Tuple[str, str]]:
     """The most important numbers, shown large."""
     speed = scores.get("speed", {})
+    # Of stored features, most of the encoder ran before.
+    stored = ", stored features" if scores.get("options", {}).get("stored_features") else ""
     found = [
         ("word error rate", _percent_of(scores, "wer", "all", "wer")),
         ("language right", _percent_of(scores, "lid", "accuracy")),
@@ -28,15 +30,9 @@ def tiles(scores: Scores, refused: int) -> List[Tuple[str, str]]:
         *_outside(scores),
         ("cuts", str(scores.get("utterances", 0))),
         ("refused", str(refused) if refused else ""),
-        (_speed_name(scores), f"{speed['rtf']:.4f}" if speed.get("rtf") else ""),
+        (f"real-time factor{stored}", f"{speed['rtf']:.4f}" if speed.get("rtf") else ""),
     ]
     return [(name, value) for name, value in found if value]
-
-
-def _speed_name(scores: Scores) -> str:
-    """Name of the real-time factor: for stored features most of the encoder ran before."""
-    stored = scores.get("options", {}).get("stored_features")
-    return "real-time factor, stored features" if stored else "real-time factor"
 
 
 def _outside(scores: Scores) -> List[Tuple[str, str]]:

@@ -168,14 +168,10 @@ class _Layout(NamedTuple):
         return symbol * self.symbol_stride + frame * self.step_stride + (batch + plane)
 
 
-def lattice_dtype(x: Tensor) -> torch.dtype:
-    """float64, except on devices without it."""
-    return x.dtype if x.device.type == "mps" else torch.float64
-
-
 def _new_arcs(layout: _Layout, like: Tensor) -> Tensor:
     shape = (layout.steps, 2, layout.num_symbols + 1, layout.batch)
-    return torch.full(shape, NEG_INF, dtype=lattice_dtype(like), device=like.device)
+    dtype = like.dtype if like.device.type == "mps" else torch.float64  # a device without float64
+    return torch.full(shape, NEG_INF, dtype=dtype, device=like.device)
 
 
 def _end_index(layout: _Layout, lengths: Tensor) -> Tensor:

@@ -150,11 +150,6 @@ def band_loss(
     return -band_recursion(px, py, ranges, boundary, num_symbols, rnnt_type)
 
 
-def _band_from_logits(logits: Tensor, targets: Tensor, blank: int) -> Tuple[Tensor, Tensor]:
-    normaliser = logits.logsumexp(3)
-    return logits.gather(3, targets.unsqueeze(3)).squeeze(3) - normaliser, logits[..., blank] - normaliser
-
-
 def rnnt_loss_pruned(
     logits: Tensor,
     symbols: Tensor,
@@ -185,6 +180,9 @@ def rnnt_loss_pruned(
             px, py = kernels.gather_log_probs(logits, plan)
         else:
             targets = targets_in_band(symbols, ranges, termination_symbol)
-            px, py = _band_from_logits(at_least_float32(logits), targets, termination_symbol)
+            scores = at_least_float32(logits)
+            normaliser = scores.logsumexp(3)
+            px = scores.gather(3, targets.unsqueeze(3)).squeeze(3) - normaliser
+            py = scores[..., termination_symbol] - normaliser
         loss = band_loss(px, py, ranges, boundary, num_symbols, rnnt_type, delay_penalty)
     return reduce_loss(loss, reduction)

@@ -116,13 +116,6 @@ def _lm_only_grad(visits: Tensor, lm_probs: Tensor, lm_total: Tensor, unigram_gr
     return (total_grad + per_row) / lm_total
 
 
-def simple_arcs(
-    lm: Tensor, am: Tensor, symbols: Tensor, blank: int, lm_only_scale: float, am_only_scale: float
-) -> Tuple[Tensor, Tensor]:
-    """px (B, S, T) and py (B, S + 1, T) for lm (B, S + 1, V), am (B, T, V), symbols (B, S)."""
-    return _SimpleArcs.apply(lm, am, symbols, blank, lm_only_scale, am_only_scale)
-
-
 LossAndGrads = Union[Tensor, Tuple[Tensor, Tuple[Tensor, Tensor]]]
 
 
@@ -207,7 +200,7 @@ def rnnt_loss_smoothed(
             )  # fmt: skip
             loss = reduce_loss(-scores, reduction)
             return (loss, tuple(grads)) if return_grad else loss
-        px, py = simple_arcs(lm, am, symbols, termination_symbol, lm_only_scale, am_only_scale)
+        px, py = _SimpleArcs.apply(lm, am, symbols, termination_symbol, lm_only_scale, am_only_scale)
         px, py = finish_arcs(px, py, boundary, rnnt_type, delay_penalty)
         scores = mutual_information_recursion(px, py, boundary, return_grad)
     if isinstance(scores, tuple):
