@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Dict, List, Sequence, Tuple
 
 from tokenverse_pp.metrics.f1 import score_entities
 from tokenverse_pp.tasks.base import RANK_CLOSE, RANK_OPEN, ScoredExample, Task
-from tokenverse_pp.tasks.transcript import EntitySpan, LabelledTurn, Mark, MarkReader, read_spans, turns_of
+from tokenverse_pp.tasks.transcript import (
+    EntitySpan,
+    LabelledTurn,
+    Mark,
+    MarkReader,
+    character_spans,
+    read_spans,
+    turns_of,
+)
 
 if TYPE_CHECKING:
     from lhotse.cut import Cut
@@ -74,7 +82,7 @@ class NamedEntities(Task):
         for turn in turns_of(cut):
             if not turn.custom.get("entities"):
                 continue
-            spans = _word_spans(turn.text)
+            spans = character_spans(turn.text)
             starts = {start: i for i, (start, _) in enumerate(spans)}
             ends = {end: i + 1 for i, (_, end) in enumerate(spans)}
             for item in sorted(turn.custom.get("entities", ()), key=lambda item: item["start"]):
@@ -125,16 +133,6 @@ class NamedEntities(Task):
         )
 
 
-def _word_spans(text: str) -> List[Tuple[int, int]]:
-    """(start, end) in characters of every word."""
-    spans, at = [], 0
-    for word in text.split():
-        start = text.index(word, at)
-        at = start + len(word)
-        spans.append((start, at))
-    return spans
-
-
 def _check_turn(turn: LabelledTurn, types: Sequence[str]) -> List[str]:
     where = f"supervision {turn.index}, field 'custom.entities'"
     items = turn.custom.get("entities")
@@ -143,7 +141,7 @@ def _check_turn(turn: LabelledTurn, types: Sequence[str]) -> List[str]:
             f"{where}: expected a list (empty if no entity is spoken) because the cut is labelled for ner, "
             f"found {items!r}"
         ]
-    spans = _word_spans(turn.text) if items else []
+    spans = character_spans(turn.text) if items else []
     starts, ends = {start for start, _ in spans}, {end for _, end in spans}
     problems, last_end = [], -1
     for item in sorted(items, key=lambda item: _start_of(item)):

@@ -162,6 +162,20 @@ def word_spans(pieces: Sequence[str]) -> List[Tuple[str, int, int]]:
     return [(text, first, end) for (text, first), end in zip(kept, ends)]
 
 
+def character_spans(text: str) -> List[Tuple[int, int]]:
+    """First and last (exclusive) character of every word of a text.
+
+    >>> character_spans("oui  merci")
+    [(0, 3), (5, 10)]
+    """
+    spans, at = [], 0
+    for word in text.split():
+        start = text.index(word, at)
+        at = start + len(word)
+        spans.append((start, at))
+    return spans
+
+
 def split_marks(words: Sequence[str], times: Optional[Sequence[float]] = None) -> Tuple[Tuple[str, ...], List[Mark]]:
     """Separate the plain words from the task tokens between them.
 

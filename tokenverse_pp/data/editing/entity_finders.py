@@ -17,6 +17,7 @@ from tokenverse_pp.base.languages import casefold, primary_language
 from tokenverse_pp.data.lines import BLANKS, number_of, stray_control, text_lines
 from tokenverse_pp.data.manifests import reason_of
 from tokenverse_pp.data.normalise import normalise
+from tokenverse_pp.tasks.transcript import character_spans
 
 CACHED = 65536  # words
 _IGNORABLE = regex.compile(r"\p{Default_Ignorable_Code_Point}+")  # soft hyphens, joiners, variation selectors, ..
@@ -88,7 +89,7 @@ class Gazetteer:
             first_of_none.update(word for word, parts in zip(words, by_word) if parts[0] not in longest)
         parts = [part for found in by_word for part in found]
         word_of = [i for i, found in enumerate(by_word) for _ in found]
-        words, starts = word_starts(text)
+        places = character_spans(text)
         spans, at = [], 0
         while at < len(parts):
             first = word_of[at]
@@ -97,7 +98,7 @@ class Gazetteer:
                 ends_word = end == len(parts) or word_of[end] != word_of[end - 1]
                 if ends_word and tuple(parts[at:end]) in phrases:
                     last = word_of[end - 1]
-                    spans.append(Span(starts[first], starts[last] + len(words[last]), *phrases[tuple(parts[at:end])]))
+                    spans.append(Span(places[first][0], places[last][1], *phrases[tuple(parts[at:end])]))
                     following = end
                     break
             at = following
@@ -131,15 +132,6 @@ class Gazetteer:
         if _SYMBOL.search(core):
             return (unicodedata.normalize("NFC", core),)
         return tuple(normalise(core, language, lower=False).split()) or ("",)
-
-
-def word_starts(text: str) -> Tuple[List[str], List[int]]:
-    """The words of a text and the character at which each starts."""
-    words, starts, at = text.split(), [], 0
-    for word in words:
-        starts.append(text.index(word, at))
-        at = starts[-1] + len(word)
-    return words, starts
 
 
 def read_gazetteer(path: PathLike, match_case: bool = False, confidence: float = 1.0) -> Gazetteer:
@@ -221,17 +213,13 @@ class SpacyEntities:
         return self.recogniser.scored_ents(beams)
 
     def _spans(self, text: str, doc: Any, scores: Dict[Tuple[int, int, str], float]) -> List[Span]:
-        words, starts = word_starts(text)
+        words = character_spans(text)
         found: List[Span] = []
         for entity in doc.ents:
-            touched = [
-                i
-                for i, (word, start) in enumerate(zip(words, starts))
-                if start < entity.end_char and start + len(word) > entity.start_char
-            ]
-            if not touched or (found and starts[touched[0]] < found[-1].end):
+            touched = [word for word in words if word[0] < entity.end_char and word[1] > entity.start_char]
+            if not touched or (found and touched[0][0] < found[-1].end):
                 continue
-            end = starts[touched[-1]] + len(words[touched[-1]])
             score = scores.get((entity.start, entity.end, entity.label_), self.confidence)
-            found.append(Span(starts[touched[0]], end, entity.label_, round(min(1.0, float(score)), 4)))
+            confidence = round(min(1.0, float(score)), 4)
+            found.append(Span(touched[0][0], touched[-1][1], entity.label_, confidence))
         return found

@@ -19,6 +19,7 @@ from tokenverse_pp.data.importing.rows import BadRow, Place, Rejected, Row, RowO
 from tokenverse_pp.data.lines import CONTROL, CONTROL_NO_SPACE
 from tokenverse_pp.data.normalise import NORMALISERS, ZERO_WIDTH_SPACE, visible_words
 from tokenverse_pp.tasks.registry import REGISTRY
+from tokenverse_pp.tasks.transcript import character_spans
 
 _BRACKETS = re.compile(r"\[([^\[\]]*)\]\(([^()\[\]\s]*)\)")
 _TAGS = re.compile(r"<(/?)([^\s<>/]+)(?:\s+type=[\"']?([^\s<>\"']+)[\"']?)?\s*>")
@@ -99,18 +100,15 @@ def finish_text(
         return visible_words(part) if normaliser == AS_IT_IS else NORMALISERS[normaliser](part, language).split()
 
     words = words_of(text)
+    finished = " ".join(words)
     if spans is None:
-        return " ".join(words), None
-    at, bounds = 0, []
-    for word in words:
-        bounds.append((at, at + len(word)))
-        at += len(word) + 1
-    entities = []
+        return finished, None
+    bounds, entities = character_spans(finished), []
     for start, end, kind in sorted(spans, key=lambda span: span[:2]):
         first, last = _locate(text, start, end, words, words_of, widen)
         entity: Dict[str, Any] = {"start": bounds[first][0], "end": bounds[last - 1][1]}
         entities.append({**entity, "type": kind} if kind is not None else entity)
-    return " ".join(words), entities
+    return finished, entities
 
 
 def _locate(
@@ -349,10 +347,10 @@ def entities_of(value: Any, text: Optional[str]) -> List[Span]:
             raise BadRow(f"field 'entities': expected lists of one length, found {shown(value)}")
         value = [dict(zip(value, items)) for items in zip(*value.values())]
     if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
-        words = (text or "").split()
+        words = character_spans(text or "")
         if len(words) != len(value):
             raise BadRow(f"field 'entities': {len(value)} tags for {len(words)} words")
-        return [(_chars(text or "", a, b) + (kind,)) for a, b, kind in bio_spans(value)]
+        return [(words[a][0], words[b - 1][1], kind) for a, b, kind in bio_spans(value)]
     if not isinstance(value, list):
         raise BadRow(f"field 'entities': expected a list, found {shown(value)}")
     return [_span(item) for item in value]
@@ -378,16 +376,6 @@ def bio_spans(tags: Iterable[str]) -> List[Tuple[int, int, Optional[str]]]:
             spans.append((i, i + 1, kind or None))
         open_kind = None if prefix in "ELSU" else kind
     return spans
-
-
-def _chars(text: str, first: int, end: int) -> Tuple[int, int]:
-    """Return the characters of words ``first`` to ``end``."""
-    at, bounds = 0, []
-    for word in text.split():
-        at = text.index(word, at)
-        bounds.append((at, at + len(word)))
-        at += len(word)
-    return bounds[first][0], bounds[end - 1][1]
 
 
 def _span(item: Any) -> Span:
