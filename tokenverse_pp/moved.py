@@ -17,7 +17,7 @@ NEW: Dict[str, str] = {
     "": "manifests manifests.corpora manifests.importing model",
     "api.folders": "api.locate api.saving",
     "api.formats.subtitles": "api.formats.cues api.formats.srt api.formats.vtt",
-    "api.formats.text": "api.formats.nist api.formats.plain",
+    "api.formats.text": "api.formats.html api.formats.nist api.formats.plain",
     "api.transcribing": "api.decoding api.options",
     "base.errors": "errors",
     "base.files": "files tables",

@@ -10,10 +10,9 @@ from lhotse import SupervisionSet
 from spoken import transcripts
 
 from tokenverse_pp.api.formats import FORMATS, render
-from tokenverse_pp.api.formats.html import to_html
 from tokenverse_pp.api.formats.subtitles import CHARACTERS, LINES, LONGEST, cues_of
 from tokenverse_pp.api.formats.text import CHARACTERS as PARAGRAPH
-from tokenverse_pp.api.formats.text import SILENCE, clock_time, paragraphs, recording_id, to_text
+from tokenverse_pp.api.formats.text import SILENCE, clock_time, paragraphs, recording_id, to_html, to_text
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.importing.nist import read_stm
 from tokenverse_pp.data.importing.rows import Row

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenverse_pp.api.formats.html import to_html
-from tokenverse_pp.api.formats.text import to_ctm
+from tokenverse_pp.api.formats.text import to_ctm, to_html
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.hypotheses import check_hypothesis
 from tokenverse_pp.onnx import from_sherpa

@@ -13,8 +13,7 @@ import click
 import numpy as np
 
 from tokenverse_pp.api.formats import FORMATS
-from tokenverse_pp.api.formats.html import to_html
-from tokenverse_pp.api.formats.text import UNSURE, clock_time, paragraphs, parts_of, to_text
+from tokenverse_pp.api.formats.text import UNSURE, clock_time, paragraphs, parts_of, to_html, to_text
 from tokenverse_pp.base.errors import CONTROL, UserError, printable
 from tokenverse_pp.base.files import url_of, write_text
 from tokenverse_pp.cli.groups import error_line

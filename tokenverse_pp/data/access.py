@@ -25,6 +25,7 @@ import shutil
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Iterator, List, Optional, Set, Tuple
 
 import numpy as np
@@ -154,7 +155,8 @@ def _opened_for(value: Any) -> Iterator[Any]:
         if {"type", "source"} <= value.keys():
             yield AudioSource(value["type"], [], value["source"])
         if "storage_type" in value:
-            yield _Stored(value["storage_type"], value.get("storage_path"), value.get("storage_key"))
+            keys = ("storage_type", "storage_path", "storage_key")
+            yield SimpleNamespace(**{key: value.get(key) for key in keys})
         for part in value.values():
             yield from _opened_for(part)
     elif isinstance(value, (list, tuple)):
@@ -163,13 +165,6 @@ def _opened_for(value: Any) -> Iterator[Any]:
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         for field in dataclasses.fields(value):
             yield from _opened_for(getattr(value, field.name, None))
-
-
-@dataclass(frozen=True)
-class _Stored:
-    storage_type: Any
-    storage_path: Any
-    storage_key: Any
 
 
 def _problem(thing: Any, allowed: SourceAccess) -> str:

@@ -74,13 +74,9 @@ def explaining_device_errors(options: TrainingConfig) -> Iterator[None]:
             what, advice = "the GPU has failed", f"if it fails again, {BLOCKING}=1 shows where"
         else:
             raise
-        raise UserError(f"{what} ({first_line(error)}): {rest_of(options)}; {advice}") from None
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error; the lines that CUDA adds are always the same."""
-    line = str(error).strip().partition("\n")[0]
-    return one_line(RuntimeError(line)) if line else type(error).__name__
+        first = RuntimeError(str(error).strip().partition("\n")[0])  # the lines that CUDA adds are always the same
+        reason = one_line(first) if str(first) else type(error).__name__
+        raise UserError(f"{what} ({reason}): {rest_of(options)}; {advice}") from None
 
 
 def rest_of(options: TrainingConfig) -> str:

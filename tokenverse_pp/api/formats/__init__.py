@@ -15,9 +15,8 @@ from __future__ import annotations
 
 from typing import Callable, Dict, NamedTuple, Optional
 
-from tokenverse_pp.api.formats.html import to_html
 from tokenverse_pp.api.formats.subtitles import to_srt, to_vtt
-from tokenverse_pp.api.formats.text import to_ctm, to_json, to_json_line, to_raw, to_rttm, to_stm, to_text
+from tokenverse_pp.api.formats.text import to_ctm, to_html, to_json, to_json_line, to_raw, to_rttm, to_stm, to_text
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.tasks.result import Transcript
 

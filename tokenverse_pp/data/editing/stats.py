@@ -89,14 +89,6 @@ class Statistics:
         return total
 
 
-def count_cuts(cuts: Iterable[Cut]) -> Dict[str, Any]:
-    """The counts of valid cuts over all and by language: see `Statistics.by_language`."""
-    statistics = Statistics()
-    for cut in cuts:
-        statistics.add(cut)
-    return statistics.by_language()
-
-
 def count_manifests(paths: Sequence[PathLike], bar: Any = None) -> Dict[str, Any]:
     """Check and count the cuts of manifests, reading each once.
 
