@@ -1,6 +1,8 @@
-"""A builder of labelled cuts for tests (pytest puts this folder on the path, because of its conftest.py)."""
+"""Labelled cuts for tests: a builder and counts (pytest puts this folder on the path, because of its conftest.py)."""
 
 from lhotse import MonoCut, SupervisionSegment
+
+from tokenverse_pp.data.editing.stats import Statistics
 
 
 def make_cut(cut_id, turns, tasks=("asr",), duration=None, **custom):
@@ -19,3 +21,11 @@ def make_cut(cut_id, turns, tasks=("asr",), duration=None, **custom):
         custom["tasks"] = list(tasks)
     seconds = 1.5 * len(turns) if duration is None else duration
     return MonoCut(cut_id, 0.0, seconds, 0, supervisions=supervisions, custom=custom)
+
+
+def count_cuts(cuts):
+    """The counts of valid cuts over all and by language: see `Statistics.by_language`."""
+    statistics = Statistics()
+    for cut in cuts:
+        statistics.add(cut)
+    return statistics.by_language()

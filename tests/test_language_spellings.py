@@ -9,7 +9,7 @@ import soundfile
 from command_lines import run
 from corpus.entities import load_rules
 from grid.worst import utterances_of
-from labelled_cuts import make_cut
+from labelled_cuts import count_cuts, make_cut
 from lhotse import CutSet
 from scripts import ROOT, load_script
 
@@ -24,7 +24,6 @@ from tokenverse_pp.data.editing.conversations import read_words
 from tokenverse_pp.data.editing.label import LabelChange, label_rows
 from tokenverse_pp.data.editing.mix import count_each, shares_by_language
 from tokenverse_pp.data.editing.split import Wanted
-from tokenverse_pp.data.editing.stats import count_cuts
 from tokenverse_pp.data.importing.fields import finish_text
 from tokenverse_pp.data.labels import check_cut
 from tokenverse_pp.data.manifests import ManifestRow, row_bytes

@@ -2,11 +2,11 @@
 
 import pytest
 from importing_cases import run
-from labelled_cuts import make_cut
+from labelled_cuts import count_cuts, make_cut
 from lhotse import CutSet
 
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.data.editing.stats import count_cuts, count_manifests, plot_stats, shares_table, stats_table
+from tokenverse_pp.data.editing.stats import count_manifests, plot_stats, shares_table, stats_table
 
 FR = {"text": "un deux trois", "speaker": "a", "language": "fr"}
 TWO = [{**FR, "endpoint": True}, {**FR, "speaker": "b", "endpoint": True}]
