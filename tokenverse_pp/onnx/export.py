@@ -19,8 +19,7 @@ import tokenverse_pp
 from tokenverse_pp.base.config import SAMPLE_RATE, ChunkOptions
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import check_links, checksum, replacing_folder
-from tokenverse_pp.base.options import ExportOptions
-from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.base.options import ExportOptions, SearchOptions
 from tokenverse_pp.decoding.hypothesis import CALIBRATION
 from tokenverse_pp.decoding.inactive import inactive_of
 from tokenverse_pp.decoding.scorer import biased_joiner
