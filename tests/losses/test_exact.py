@@ -120,6 +120,31 @@ def test_padding_may_be_any_id(which, padding):
 
 
 @pytest.mark.parametrize("which", KERNELS)
+@pytest.mark.parametrize("form", ["logits", "joiner"])
+def test_padding_may_be_nan(which, form):
+    """Frames and positions past the end of an utterance have no part in its loss and no gradient, as in torchaudio."""
+    case, targets, (frames, symbols) = problem(4, frames=3, symbols=2, vocab=4)
+    frames[1], symbols[1] = 2, 1
+    clean = [case.am, case.lm] if form == "joiner" else [logits_of(case)]
+    padded = [x.clone() for x in clean]
+    padded[0][1, 2:] = padded[-1][1, ..., 2:, :] = float("nan")
+
+    def gradients(inputs):
+        inputs, layer = [x.detach().requires_grad_() for x in inputs], case.linear()
+        if form == "joiner":
+            loss = rnnt_loss_joiner(*inputs, layer, targets, frames, symbols, reduction="sum")
+            inputs += [layer.weight, layer.bias]
+        else:
+            loss = rnnt_loss(*inputs, targets, frames, symbols, reduction="sum")
+        return torch.autograd.grad(loss, inputs)
+
+    with use_kernels(which):
+        found = gradients(padded)
+    for ours, wanted in zip(found, gradients(clean)):
+        assert torch.allclose(ours, wanted, atol=1e-12)
+
+
+@pytest.mark.parametrize("which", KERNELS)
 def test_a_second_derivative_is_refused(which):
     """It would lack the part of the lattice, and so be wrong."""
     case, targets, lengths = problem(batch=1, frames=2, symbols=1)

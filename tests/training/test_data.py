@@ -33,6 +33,7 @@ from tokenverse_pp.data.samplers import (
     train_batches,
 )
 from tokenverse_pp.models.encoders.base import make_frames_of
+from tokenverse_pp.training.steps import dump_batches
 
 
 class InMemory(CutSource):
@@ -314,6 +315,31 @@ def test_bad_cut_is_the_same_error_from_a_worker(tiny_corpus, workers):
         list(train_batches(sampler, parts.dataset, parts.config.data, SamplerState()))
     message = str(caught.value)
     assert message.startswith(f"cut {cuts[1].id}: ") and "/no/such/file.flac" in message and "\n" not in message
+
+
+def test_cuts_whose_targets_are_known_can_be_copied(tiny_corpus, tmp_path):
+    """lhotse copies them where fewer are left than ranks, to change the speed of one in memory, to write one down."""
+    parts = toy_parts(tiny_corpus)
+    cuts, config, dataset = read_cuts(tiny_corpus)[:2], parts.config.data, parts.dataset
+    options = {
+        "wanted": lambda cut: dataset.count_tokens(cut) > 0,
+        "change": lambda cut, epoch: cut.perturb_speed(0.9, affix_id=False) if epoch else cut,
+    }
+    ranks = [
+        TrainSampler(Rounds([InMemory(cuts)], config, 3), config, 3, DistributedContext(rank, 3), **options)
+        for rank in range(3)
+    ]
+    ids = [
+        cut_id
+        for rank in ranks
+        for _, batch in train_batches(rank, dataset, config, SamplerState())
+        for cut_id in batch["cut_ids"]
+    ]
+    assert Counter(cut_id.partition("_dup")[0] for cut_id in ids) == {ids[0]: 2, ids[1]: 1}
+    config.num_workers = 1  # the worker has the cuts' targets, too
+    ((_, batch),) = train_batches(ranks[0], dataset, config, SamplerState(1))
+    assert batch["durations"][0] > 1.1 * cuts[[cut.id for cut in cuts].index(batch["cut_ids"][0])].duration
+    assert dump_batches(tmp_path, 1, 0, [batch], []).is_dir()
 
 
 def test_cuts_of_several_files_are_all_there(tiny_corpus):

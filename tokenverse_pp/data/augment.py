@@ -7,7 +7,6 @@ duration. The other changes are made when the audio is loaded.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import io
 import random
@@ -23,7 +22,7 @@ from lhotse.cut import Cut
 
 from tokenverse_pp.base.config import AugmentConfig
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.data.dataset import SAMPLING_RATE, TARGET, check_recording, draw_id, load_inputs
+from tokenverse_pp.data.dataset import SAMPLING_RATE, check_recording, draw_id, load_inputs
 from tokenverse_pp.data.samplers import load_cuts
 
 GENERATED = "generated"  # given in place of a manifest
@@ -60,8 +59,6 @@ class Augmentation:
     def load(self, cut: Cut, epoch: int) -> torch.Tensor:
         """Return the audio (S,) of a cut with all changes but the speed; raises UserError as `load_inputs` does."""
         c, rng, length = self.config, self._draws("sound", cut, epoch), cut.num_samples
-        cut = copy.copy(cut)
-        vars(cut).pop(TARGET, None)  # lhotse would take it for a field of the cut
         if self.rooms and rng.random() < c.room_prob:
             cut = cut.reverb_rir(rng.choice(self.rooms), affix_id=False)
         if self.noise and rng.random() < c.noise_prob:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-import uuid
+import weakref
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 import numpy as np
 import torch
@@ -41,7 +41,6 @@ REPORTED = 100  # most left-out cuts that a rank reports to the others by name a
 # cut.custom key: index of the file in data.train, and earlier passes through it in this epoch; absent if both are 0
 PASS = "pass_of_epoch"
 NO_CORPUS = "-"  # for cuts without a custom field "corpus" whose file is not known either
-TARGET = "_tokenverse_target"  # cut attribute (no field: not written to manifests), see `TransducerDataset.keep`
 Batch = Dict[str, Any]
 
 
@@ -114,6 +113,41 @@ class Activation:
         return [first, [task for task in tasks if task == "asr" or task not in first]]
 
 
+class Target(NamedTuple):
+    """The token ids of a cut with the tokens of some tasks."""
+
+    tasks: Tuple[str, ...]
+    ids: Tuple[int, ...]
+
+
+class KeptTargets:
+    """The targets of cuts, as long as the cuts exist: a target is tokenised once an epoch.
+
+    They are no attributes of the cuts: lhotse copies a cut with everything in its ``__dict__``, taking all for fields.
+    """
+
+    def __init__(self) -> None:
+        self._of: Dict[int, Tuple[weakref.ref[Cut], Target]] = {}
+
+    def put(self, cut: Cut, target: Optional[Target]) -> None:
+        """Keep the target of a cut; None: nothing."""
+        number, of = id(cut), self._of
+        if target is not None:
+            of[number] = (weakref.ref(cut, lambda _: of.pop(number, None)), target)
+
+    def get(self, cut: Cut) -> Optional[Target]:
+        """The target of a cut, if it is kept."""
+        return self._of[id(cut)][1] if id(cut) in self._of else None
+
+    def pop(self, cut: Cut) -> Optional[Target]:
+        """`get`, and forget it."""
+        return self._of.pop(id(cut), (None, None))[1]
+
+    def __reduce__(self) -> Tuple[Any, ...]:
+        """Worker processes have other cuts; they get the targets with these (`samplers.FromPlace`)."""
+        return KeptTargets, ()
+
+
 class TransducerDataset(Dataset):
     """Maps a CutSet (a batch drawn by a lhotse sampler) to tensors.
 
@@ -147,7 +181,7 @@ class TransducerDataset(Dataset):
         self.files = list(files)
         self.epoch = 0
         self.access = current_access()  # of sources, for worker processes
-        self.key = uuid.uuid4().hex  # the same in worker processes
+        self.kept = KeptTargets()
 
     def __getitem__(self, cuts: CutSet) -> Batch:
         """Return inputs (N, S) or (N, T, F), lens (N,), active (N, K + 1), tokens (N, U), token_lens (N,); the id,
@@ -188,27 +222,20 @@ class TransducerDataset(Dataset):
         return str(custom.get("corpus", self.files[file] if self.files else NO_CORPUS))
 
     def target(self, cut: Cut, active: Sequence[str]) -> torch.Tensor:
-        """Return the token ids (U,) of a cut with the tokens of the active tasks only.
-
-        Ids attached by `keep` are removed from the cut: lhotse copies a cut with everything in its ``__dict__``.
-        """
-        key, tasks, ids = vars(cut).pop(TARGET, (None, (), ()))
-        if (key, tasks) != (self.key, tuple(active)):
-            ids = self.tokenizer.encode(self.target_text(cut, active))
-        return torch.tensor(ids, dtype=torch.int64)
+        """Return the token ids (U,) of a cut with the tokens of the active tasks only; forget those that are kept."""
+        kept = self.kept.pop(cut)
+        if kept is None or kept.tasks != tuple(active):
+            return torch.tensor(self.tokenizer.encode(self.target_text(cut, active)), dtype=torch.int64)
+        return torch.tensor(kept.ids, dtype=torch.int64)
 
     def count_tokens(self, cut: Cut) -> int:
-        """Count the target tokens of a cut with all tasks it is labelled for; attach them with `keep`."""
-        tasks = labelled_tasks(cut)
-        key, kept, ids = vars(cut).get(TARGET, (None, (), ()))
-        if (key, kept) != (self.key, tuple(tasks)):
-            ids = self.tokenizer.encode(self.target_text(cut, tasks))
-            self.keep(cut, tasks, ids)
-        return len(ids)
-
-    def keep(self, cut: Cut, active: Sequence[str], ids: Sequence[int]) -> None:
-        """Attach token ids to their cut, so that `target` does not tokenise it again, in this or a worker process."""
-        vars(cut)[TARGET] = (self.key, tuple(active), tuple(ids))
+        """Count the target tokens of a cut with all tasks it is labelled for, and keep them for `target`."""
+        tasks = tuple(labelled_tasks(cut))
+        kept = self.kept.get(cut)
+        if kept is None or kept.tasks != tasks:
+            kept = Target(tasks, tuple(self.tokenizer.encode(self.target_text(cut, tasks))))
+            self.kept.put(cut, kept)
+        return len(kept.ids)
 
     def target_text(self, cut: Cut, active: Sequence[str]) -> str:
         """The words of a cut with the tokens of the active tasks."""
@@ -472,5 +499,5 @@ class Usable:
         if len(ids) > frames:
             return f"its target of {len(ids)} tokens is too long for {frames} encoder frames ({cut.duration:.2f} s)"
         self.unknown.add(cut.id, text, ids)
-        self.dataset.keep(cut, tasks, ids)
+        self.dataset.kept.put(cut, Target(tuple(tasks), tuple(ids)))
         return ""

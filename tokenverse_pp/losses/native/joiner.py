@@ -61,7 +61,9 @@ def make_plan(
     batch, num_frames, band = ranges.shape
     frame = torch.arange(num_frames, device=ranges.device)
     valid = (frame >= boundary[:, 1:2]) & (frame < boundary[:, 3:4])
-    lm_rows = ranges + lm_length * torch.arange(batch, device=ranges.device).reshape(-1, 1, 1)
+    # Positions past the last symbol have no part in the loss; their rows of lm are padding, which may be NaN.
+    lm_rows = torch.minimum(ranges, boundary[:, 2].view(-1, 1, 1))
+    lm_rows = lm_rows + lm_length * torch.arange(batch, device=ranges.device).reshape(-1, 1, 1)
     lm_rows, targets = lm_rows.reshape(-1, band), targets.reshape(-1, band)
     frames = None
     if not bool(valid.all()):

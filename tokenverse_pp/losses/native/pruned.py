@@ -15,7 +15,9 @@ from tokenverse_pp.losses.native.lattice import (
     checked_boundary,
     delay_offsets,
     mutual_information_recursion,
+    once_differentiable,
     reduce_loss,
+    without_autocast,
 )
 from tokenverse_pp.losses.native.simple import finish_arcs
 
@@ -114,12 +116,10 @@ def rnnt_loss(
             px, py = kernels.gather_log_probs(logits, plan)
             loss = band_loss(px, py, begins.unsqueeze(2), boundary, num_symbols, rnnt_type, delay_penalty)
             return reduce_loss(loss, reduction)
-        logits = at_least_float32(logits)
-        index = symbols.reshape(batch, 1, num_symbols, 1).expand(-1, num_frames, -1, -1)
-        normaliser = logits.logsumexp(3)
-        px = logits[:, :, :num_symbols].gather(3, index).squeeze(3) - normaliser[:, :, :num_symbols]
-        py = logits[:, :, :, termination_symbol] - normaliser
-        px, py = finish_arcs(px.transpose(1, 2), py.transpose(1, 2), boundary, rnnt_type, delay_penalty)
+        ranges = torch.arange(positions, device=logits.device).expand(batch, num_frames, -1)
+        px, py = log_probs_of_logits(logits, symbols, ranges, boundary, termination_symbol)
+        px = px[:, :, :num_symbols].transpose(1, 2)
+        px, py = finish_arcs(px, py.transpose(1, 2), boundary, rnnt_type, delay_penalty)
         scores = mutual_information_recursion(px, py, boundary)
     assert isinstance(scores, Tensor)
     return reduce_loss(-scores, reduction)
@@ -148,6 +148,41 @@ def band_loss(
     if delay_penalty > 0.0:
         px = px + delay_offsets(boundary, px.shape[1], delay_penalty, px.dtype).unsqueeze(2)
     return -band_recursion(px, py, ranges, boundary, num_symbols, rnnt_type)
+
+
+class _LogProbs(torch.autograd.Function):
+    """logits (B, T, R, V), targets and padding (B, T, R) -> log-probabilities of targets and of blank, both (B, T, R).
+
+    The gradient of a row of padding is zero, whatever the row holds: by autograd it would be 0 * NaN.
+    """
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, targets: Tensor, padding: Tensor, blank: int):
+        normaliser = logits.logsumexp(3)
+        # A row of -inf has no gradient, as in torch's logsumexp; -inf - -inf would be NaN.
+        ctx.save_for_backward(logits, targets, padding, normaliser.masked_fill(normaliser == float("-inf"), 0.0))
+        ctx.blank = blank
+        return logits.gather(3, targets.unsqueeze(3)).squeeze(3) - normaliser, logits[..., blank] - normaliser
+
+    @staticmethod
+    @once_differentiable
+    @without_autocast
+    def backward(ctx, px_grad: Tensor, py_grad: Tensor):
+        logits, targets, padding, normaliser = ctx.saved_tensors
+        grad = (logits - normaliser.unsqueeze(3)).exp_().mul_((-px_grad - py_grad).unsqueeze(3))
+        grad.scatter_add_(3, targets.unsqueeze(3), px_grad.unsqueeze(3))
+        grad[..., ctx.blank] += py_grad
+        return grad.masked_fill_(padding.unsqueeze(3), 0.0), None, None, None
+
+
+def log_probs_of_logits(
+    logits: Tensor, symbols: Tensor, ranges: Tensor, boundary: Tensor, blank: int
+) -> Tuple[Tensor, Tensor]:
+    """Log-probabilities of the next symbol and of blank, both (B, T, R), of logits (B, T, R, V) at ``ranges``."""
+    frame = torch.arange(logits.shape[1], device=logits.device).view(1, -1, 1)
+    _, begin_frame, end_symbol, end_frame = boundary.unsqueeze(2).unsqueeze(3).unbind(1)
+    padding = (frame < begin_frame) | (frame >= end_frame) | (ranges > end_symbol)
+    return _LogProbs.apply(at_least_float32(logits), targets_in_band(symbols, ranges, blank), padding, blank)
 
 
 def rnnt_loss_pruned(
@@ -179,10 +214,6 @@ def rnnt_loss_pruned(
             )
             px, py = kernels.gather_log_probs(logits, plan)
         else:
-            targets = targets_in_band(symbols, ranges, termination_symbol)
-            scores = at_least_float32(logits)
-            normaliser = scores.logsumexp(3)
-            px = scores.gather(3, targets.unsqueeze(3)).squeeze(3) - normaliser
-            py = scores[..., termination_symbol] - normaliser
+            px, py = log_probs_of_logits(logits, symbols, ranges, boundary, termination_symbol)
         loss = band_loss(px, py, ranges, boundary, num_symbols, rnnt_type, delay_penalty)
     return reduce_loss(loss, reduction)

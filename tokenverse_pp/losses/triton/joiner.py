@@ -69,12 +69,14 @@ def _hidden_kernel(
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < size
     limit = tl.where(used, size, 0)
+    last = tl.load(boundary + 4 * b + 2)
     dtype = hidden.dtype.element_ty
     frame = tl.load(am + at * size + column, mask=column < limit, other=0.0).to(dtype).to(ACC)
     lm += (b * positions + begin) * size + column
     hidden += tl.program_id(0).to(tl.int64) * width * size + column
     for r in range(0, width):
-        x = frame + tl.load(lm + r * size, mask=column < limit, other=0.0).to(dtype).to(ACC)
+        end = tl.where(begin + r <= last, limit, 0)  # past the last symbol lm is padding, which may be NaN
+        x = frame + tl.load(lm + r * size, mask=column < end, other=0.0).to(dtype).to(ACC)
         if RELU:
             value = tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
         else:
@@ -132,9 +134,10 @@ def _logit_grad_kernel(
     logits, grad, begins, boundary, symbols, px_grad, py_grad, normalisers, first, frames, width, num_symbols, vocab,
     blank, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of one row of logits, which may overwrite the logits."""
+    """The gradient of one row of logits, which may overwrite the logits; zero past the utterance's last symbol."""
     b, at, begin, used = _frame_of(first, boundary, begins, frames)
     r = tl.program_id(1)
+    used = used & (begin + r <= tl.load(boundary + 4 * b + 2))
     row = (tl.program_id(0).to(tl.int64) * width + r) * vocab
     out = at * width + r
     normaliser, move, stay = tl.load(normalisers + out), tl.load(px_grad + out), tl.load(py_grad + out)
