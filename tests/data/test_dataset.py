@@ -214,7 +214,9 @@ def test_target_is_tokenised_once(dataset, monkeypatch):
     encoded, encode = [], Tokenizer.encode
     monkeypatch.setattr(Tokenizer, "encode", lambda self, text: encoded.append(text) or encode(self, text))
     assert wanted(cut) and len(encoded) == 1
-    (sent,) = pickle.loads(pickle.dumps(CutSet.from_cuts([cut])))
+    kept, (sent,) = pickle.loads(pickle.dumps((dataset.kept, CutSet.from_cuts([cut]))))
+    assert kept.get(sent) is None  # they are sent beside the cuts
+    dataset.kept.put(sent, dataset.kept.get(cut))
     for found in (cut, sent):
         assert torch.equal(dataset.target(found, tasks), every)
     assert len(encoded) == 1
@@ -222,6 +224,10 @@ def test_target_is_tokenised_once(dataset, monkeypatch):
     other = TransducerDataset(TASKS, dataset.tokenizer, Activation())
     assert torch.equal(other.target(cut, tasks), every) and len(encoded) == 3
     assert cut.to_dict() == make_cut("c", TURNS, TASKS.names, duration=3.0).to_dict()
+    assert wanted(cut) and dataset.kept.get(cut)
+    number = id(cut)
+    del cut, found, sent
+    assert number not in dataset.kept._of  # it is not kept longer than its cut
 
 
 def test_turns_of_a_cut_are_computed_once(dataset, monkeypatch):
