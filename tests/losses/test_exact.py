@@ -120,6 +120,7 @@ def test_padding_may_be_any_id(which, padding):
 
 
 @pytest.mark.parametrize("which", KERNELS)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("form", ["logits", "joiner"])
 def test_padding_may_be_nan(which, form):
     """Frames and positions past the end of an utterance have no part in its loss and no gradient, as in torchaudio."""
