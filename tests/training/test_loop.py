@@ -268,6 +268,19 @@ def test_bad_batch_is_written_down_and_training_goes_on(tiny_corpus, tmp_path, c
     assert [r["bad_steps"] for r in read_log(tmp_path / "log.jsonl") if r["kind"] == "train"][-1] == 1
 
 
+def test_inputs_of_the_first_bad_steps_only_are_written_down(tiny_corpus, tmp_path, monkeypatch):
+    """A run that skips a step in thirty would fill the disk."""
+    monkeypatch.setattr("tokenverse_pp.training.trainer.MOST_DUMPS", 1)
+    started = trainer(tiny_corpus, tmp_path)
+    bad = StepResult(math.nan, 0, 0, 1, 1, 1, 0, True, bad_cuts=("a",))
+    for started.progress.step in (1, 2):
+        started._check(bad, [{"cut_ids": ["a"], "inputs": torch.zeros(1)}])
+    files = sorted(str(path.relative_to(tmp_path / "bad_batches")) for path in tmp_path.rglob("rank-0*"))
+    assert files == [
+        f"step-{step:08d}/rank-0.{end}" for step, end in ((1, "batch-0.safetensors"), (1, "txt"), (2, "txt"))
+    ]
+
+
 def test_gradient_that_is_not_finite_names_the_whole_batch(tiny_corpus, tmp_path, caplog):
     started = trainer(tiny_corpus, tmp_path, data__max_cuts=2, training__max_steps=1)
     started.model.joiner.output.weight.register_hook(lambda gradient: gradient * float("inf"))

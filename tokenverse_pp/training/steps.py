@@ -34,6 +34,7 @@ LEAST_SCALE = 1e-2  # least loss scale in fp16; icefall's zipformer recipe warns
 LENGTHS = ("lens", "token_lens")  # of a batch
 NOT_LOGGED = ("skipped", "overflow", "bad_cuts")
 BAD_BATCHES = "bad_batches"  # folder in the experiment folder
+MOST_DUMPS = 50  # bad steps of a run whose batches are written in full: 64 ranks write half a gigabyte for each
 MOST = 2000  # batches that the scan considers: sampling all would take as long as an epoch
 
 
@@ -205,11 +206,14 @@ def as_record(result: StepResult) -> Dict[str, float]:
     return {k: v for k, v in result._asdict().items() if k not in NOT_LOGGED}
 
 
-def dump_batches(exp_dir: Path, step: int, rank: int, batches: Sequence[Batch], bad: Sequence[str]) -> Path:
+def dump_batches(
+    exp_dir: Path, step: int, rank: int, batches: Sequence[Batch], bad: Sequence[str], inputs: bool = True
+) -> Path:
     """Write this rank's batches of a step to ``exp_dir/bad_batches/step-N/``; return that folder.
 
     ``rank-R.txt``: the ids of the cuts, those whose loss was not finite marked with ``*``. ``rank-R.cuts.jsonl``: the
-    cuts, without audio stored in the manifest (Shar). ``rank-R.batch-I.safetensors``: the model's input.
+    cuts, without audio stored in the manifest (Shar). ``rank-R.batch-I.safetensors``: the model's input, with
+    ``inputs``.
     """
     folder = exp_dir / BAD_BATCHES / f"step-{step:08d}"
     ids = cut_ids(batches)
@@ -217,7 +221,7 @@ def dump_batches(exp_dir: Path, step: int, rank: int, batches: Sequence[Batch], 
     cuts = [cut.drop_in_memory_data() for batch in batches for cut in batch.get("cuts", [])]
     if cuts:
         write_cuts(CutSet.from_cuts(cuts), folder / f"rank-{rank}.cuts.jsonl")
-    for number, batch in enumerate(batches):
+    for number, batch in enumerate(batches if inputs else ()):
         tensors = {key: value.cpu().contiguous() for key, value in batch.items() if isinstance(value, torch.Tensor)}
         with replacing(folder / f"rank-{rank}.batch-{number}.safetensors") as path:
             save_file(tensors, path)

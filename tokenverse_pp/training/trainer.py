@@ -35,7 +35,16 @@ from tokenverse_pp.training.inputs import same_corpora
 from tokenverse_pp.training.log import Meter, RunLog, add_drawn, drawn_table, plot_curves, read_log
 from tokenverse_pp.training.memory import pick_recomputed
 from tokenverse_pp.training.optim import FreezeSchedule, TrainedRows, lr_factor, make_optimizer
-from tokenverse_pp.training.steps import BAD_BATCHES, Progress, Stepper, StepResult, cut_ids, dump_batches, scan
+from tokenverse_pp.training.steps import (
+    BAD_BATCHES,
+    MOST_DUMPS,
+    Progress,
+    Stepper,
+    StepResult,
+    cut_ids,
+    dump_batches,
+    scan,
+)
 from tokenverse_pp.training.storage import RemoteRun
 from tokenverse_pp.training.transfer import Before, InitialModel, new_below_mean, start_from, start_from_pretrained
 from tokenverse_pp.training.validation import Validator, describe
@@ -378,7 +387,8 @@ class Trainer:
         # If the loss of a cut is not finite, its rank reports it; a gradient may come from any rank.
         if result.bad_cuts or math.isfinite(result.loss):
             ids = ", ".join(result.bad_cuts or cut_ids(batches))
-            folder = dump_batches(self.exp_dir, self.step, self.world.rank, batches, result.bad_cuts)
+            inputs = p.bad_steps <= MOST_DUMPS
+            folder = dump_batches(self.exp_dir, self.step, self.world.rank, batches, result.bad_cuts, inputs)
             LOG.warning(
                 f"step {self.step} skipped: {'loss' if result.bad_cuts else 'gradient'} not finite "
                 f"(rank {self.world.rank}: {ids}); see {folder}"
