@@ -120,6 +120,9 @@ class Target(NamedTuple):
     ids: Tuple[int, ...]
 
 
+Targets = List[Optional[Target]]  # of some cuts, where they are known
+
+
 class KeptTargets:
     """The targets of cuts, as long as the cuts exist: a target is tokenised once an epoch.
 
@@ -129,11 +132,10 @@ class KeptTargets:
     def __init__(self) -> None:
         self._of: Dict[int, Tuple[weakref.ref[Cut], Target]] = {}
 
-    def put(self, cut: Cut, target: Optional[Target]) -> None:
-        """Keep the target of a cut; None: nothing."""
+    def put(self, cut: Cut, target: Target) -> None:
+        """Keep the target of a cut."""
         number, of = id(cut), self._of
-        if target is not None:
-            of[number] = (weakref.ref(cut, lambda _: of.pop(number, None)), target)
+        of[number] = (weakref.ref(cut, lambda _: of.pop(number, None)), target)
 
     def get(self, cut: Cut) -> Optional[Target]:
         """The target of a cut, if it is kept."""
@@ -142,6 +144,16 @@ class KeptTargets:
     def pop(self, cut: Cut) -> Optional[Target]:
         """`get`, and forget it."""
         return self._of.pop(id(cut), (None, None))[1]
+
+    def pop_all(self, cuts: CutSet) -> Targets:
+        """`pop` the target of each cut."""
+        return [self.pop(cut) for cut in cuts]
+
+    def put_all(self, cuts: CutSet, targets: Targets) -> None:
+        """`put` what `pop_all` gave, in this or another process."""
+        for cut, target in zip(cuts, targets):
+            if target is not None:
+                self.put(cut, target)
 
     def __reduce__(self) -> Tuple[Any, ...]:
         """Worker processes have other cuts; they get the targets with these (`samplers.FromPlace`)."""

@@ -43,7 +43,7 @@ from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import feed, url_of
 from tokenverse_pp.base.storage import local_path
 from tokenverse_pp.data.batching import BatchLimits, BucketSampler, StreamSampler, level
-from tokenverse_pp.data.dataset import Batch, KeptTargets, Target, TransducerDataset, marked
+from tokenverse_pp.data.dataset import Batch, KeptTargets, Targets, TransducerDataset, marked
 from tokenverse_pp.data.distributed import DistributedContext
 from tokenverse_pp.data.editing.shar import find_shar, is_shar
 from tokenverse_pp.data.lines import EVERY, LineIndex, WrongIndex, raw_lines, read_index, text_of, write_index
@@ -534,16 +534,11 @@ class TrainSampler:
         return BucketSampler(cuts, **options, duration_bins=bins, buffer_size=self.config.buffer_size)
 
 
-class Drawn(NamedTuple):
-    """A batch that the sampler has drawn, as it is sent to a worker process."""
-
-    place: SamplerState
-    cuts: CutSet
-    targets: List[Optional[Target]]  # of the cuts, where they are known
-
-
 class FromPlace:
-    """A sampler for torch's DataLoader, used in the main process: the batches of an epoch from a position on."""
+    """A sampler for torch's DataLoader, used in the main process: the batches of an epoch from a position on.
+
+    Each comes with the targets of its cuts that are kept, as a worker process has copies of the cuts.
+    """
 
     def __init__(self, sampler: TrainSampler, start: SamplerState, kept: KeptTargets):
         self.sampler = sampler
@@ -551,10 +546,10 @@ class FromPlace:
         self.kept = kept
         self.drawn: Dict[SamplerState, CutSet] = {}  # not loaded yet
 
-    def __iter__(self) -> Iterator[Drawn]:
+    def __iter__(self) -> Iterator[Tuple[SamplerState, CutSet, Targets]]:
         for place, cuts in self.sampler.batches(self.start):
             self.drawn[place] = cuts
-            yield Drawn(place, cuts, [self.kept.pop(cut) for cut in cuts])
+            yield place, cuts, self.kept.pop_all(cuts)
 
 
 class Loading(Dataset):
@@ -563,14 +558,14 @@ class Loading(Dataset):
     def __init__(self, dataset: TransducerDataset):
         self.dataset = dataset
 
-    def __getitem__(self, drawn: Drawn) -> Tuple[SamplerState, Union[Batch, UserError]]:
+    def __getitem__(self, drawn: Tuple[SamplerState, CutSet, Targets]) -> Tuple[SamplerState, Union[Batch, UserError]]:
         """The batch of some cuts, or the error."""
-        for cut, target in zip(drawn.cuts, drawn.targets):
-            self.dataset.kept.put(cut, target)
+        place, cuts, targets = drawn
+        self.dataset.kept.put_all(cuts, targets)
         try:
-            return drawn.place, self.dataset[drawn.cuts]
+            return place, self.dataset[cuts]
         except UserError as error:
-            return drawn.place, error
+            return place, error
 
 
 def outlive_stops(worker: int) -> None:
