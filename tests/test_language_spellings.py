@@ -371,6 +371,7 @@ NO_CODES = {
     "language == 'en'",  # a primary language, as is the next
     "language in BY_LETTER",
     "silence.row in languages",  # rows of a table
+    "name != NO_LANGUAGE",  # a key of the scores
     "code not in available_languages()",  # of wordfreq, by `code_of_words`
 }
 

@@ -338,7 +338,7 @@ def test_texts_are_normalised_once(tmp_path, audio_dir, monkeypatch):
     options = ("--subtitles", srt, "--audio-dir", audio_dir, "--normaliser", "words", "--skip-bad")
     cuts = imported(tmp_path / "cuts.jsonl", *options)
     assert [turns(cut)[0][3] for cut in cuts] == ["oui", "еще е", "今天"]
-    assert all(seen.count(text) == 1 for text in texts)  # letters alone, besides
+    assert all(seen.count(text) <= 1 for text in texts)  # besides, letters alone, and what was seen before
 
 
 def test_overlapping_cues_are_kept(tmp_path, audio_dir):

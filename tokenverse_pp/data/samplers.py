@@ -535,15 +535,10 @@ class TrainSampler:
 
 
 class FromPlace:
-    """A sampler for torch's DataLoader, used in the main process: the batches of an epoch from a position on.
-
-    Each comes with the targets of its cuts that are kept, as a worker process has copies of the cuts.
-    """
+    """A sampler for torch's DataLoader, in the main process: batches from a position on, with their kept targets."""
 
     def __init__(self, sampler: TrainSampler, start: SamplerState, kept: KeptTargets):
-        self.sampler = sampler
-        self.start = start
-        self.kept = kept
+        self.sampler, self.start, self.kept = sampler, start, kept
         self.drawn: Dict[SamplerState, CutSet] = {}  # not loaded yet
 
     def __iter__(self) -> Iterator[Tuple[SamplerState, CutSet, Targets]]:
