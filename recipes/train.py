@@ -26,9 +26,9 @@ from tokenverse_pp.data.distributed import DistributedContext, set_threads, star
 from tokenverse_pp.data.samplers import load_cuts, open_rounds
 from tokenverse_pp.data.tokenizer import Tokenizer
 from tokenverse_pp.models.bundle import build_model, get_tokenizer, spelled_as_before
-from tokenverse_pp.models.checkpoint import list_checkpoints, recover_run
+from tokenverse_pp.models.checkpoint import list_checkpoints
 from tokenverse_pp.tasks import build_tasks, load_plugins
-from tokenverse_pp.training.checkpoints import find_start
+from tokenverse_pp.training.checkpoints import find_start, recover_run
 from tokenverse_pp.training.failures import STOPPED, StopRequest, explaining_device_errors, join_watch, looking_after
 from tokenverse_pp.training.inputs import check_data, has_features, make_inputs, same_corpora
 from tokenverse_pp.training.storage import check_storage, open_remote, share_checkpoints

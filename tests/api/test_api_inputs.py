@@ -162,5 +162,7 @@ def test_tasks_and_languages_may_have_commas_as_on_the_command_line():
     for nothing in ("", " , ", [], ()):
         with pytest.raises(UserError, match="tasks: names no task; expected some, such as asr,lid, or asr alone"):
             decode_options(TranscribeOptions(tasks=nothing), known)
+        with pytest.raises(UserError, match="language: names no language"):
+            decode_options(TranscribeOptions(language=nothing), known)
     with pytest.raises(UserError, match="tasks: task 'sdc': this model knows asr"):
         decode_options(TranscribeOptions(tasks="asr,sdc"), known)

@@ -233,7 +233,7 @@ def test_speakers_of_an_rttm_that_are_on_another_channel_are_told(tmp_path):
     stm = write(tmp_path / "x.stm", "c 1 one 0 1 un\nc 2 two 0 1 deux\nc B two 2 3 trois\n")
     rttm = write(tmp_path / "x.rttm", ROW.format("c", 0))
     code, said, _ = run("import", tmp_path / "o.jsonl", "--stm", stm, "--rttm", rttm, "--audio-dir", tmp_path)
-    what = "turns without a speaker, where the RTTM has speakers on another channel only"
+    what = "turns without a speaker in the RTTM, which has speakers on another channel then"
     assert code == 0 and f"{what} (the first: {stm}, line 2, channel '2', in the RTTM '1'): 1\n" in said
 
 

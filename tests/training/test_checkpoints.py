@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ from tokenverse_pp.cli.main import cli
 from tokenverse_pp.data.tokenizer import train_tokenizer
 from tokenverse_pp.models import checkpoint
 from tokenverse_pp.tasks import build_tasks
-from tokenverse_pp.training.checkpoints import RunningAverage, Saver, average, average_between
+from tokenverse_pp.training.checkpoints import RUNNING, RunningAverage, Saver, average, average_between, recover_run
 
 
 def write(exp_dir, step, value=0.0):
@@ -83,22 +85,38 @@ def test_a_kill_at_any_rename_leaves_the_old_or_the_new_folder(tmp_path, monkeyp
             patch.setattr(checkpoint, "save_file", die)
             with pytest.raises(KeyboardInterrupt):
                 write(tmp_path, 1, 3.0)
-    checkpoint.recover_run(tmp_path)
+    recover_run(tmp_path)
     assert value() == expected
     write(tmp_path, 1, 4.0)
     assert value() == 4.0 and [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
+
+
+def test_what_another_process_replaces_is_left_to_it(tmp_path):
+    pytest.importorskip("fcntl")
+    old = write(tmp_path, 1, 1.0)
+    old = old.rename(f"{old}{checkpoint.OLD}")
+    lock = "f = open(sys.argv[1], 'a+b'); fcntl.lockf(f, fcntl.LOCK_EX)"
+    hold = f"import fcntl, sys; {lock}; print(flush=True); sys.stdin.read()"
+    words = [sys.executable, "-c", hold, str(tmp_path / RUNNING)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        recover_run(tmp_path)
+        assert old.is_dir()
+        other.stdin.close()
+    recover_run(tmp_path)
+    assert not old.is_dir() and len(checkpoint.list_checkpoints(tmp_path)) == 1
 
 
 def test_a_replacement_that_is_not_whole_is_not_recovered(tmp_path):
     new, old = write(tmp_path, 1, 1.0), write(tmp_path, 2, 2.0)
     new, old = new.rename(f"{old}{checkpoint.TEMPORARY}"), old.rename(f"{old}{checkpoint.OLD}")
     (new / checkpoint.WEIGHTS).write_bytes(b"cut off")
-    checkpoint.recover_run(tmp_path)
+    recover_run(tmp_path)
     [folder] = checkpoint.list_checkpoints(tmp_path)
     assert checkpoint.read_tensors(folder / checkpoint.WEIGHTS)["w"].tolist() == [2.0, 2.0]
     folder.rename(old)
     (old / checkpoint.WEIGHTS).unlink()  # a deletion that was killed
-    checkpoint.recover_run(tmp_path)
+    recover_run(tmp_path)
     assert checkpoint.list_checkpoints(tmp_path) == []
 
 

@@ -46,11 +46,12 @@ def search_options(options: TranscribeOptions, has_language: bool) -> SearchOpti
     changes: Dict[str, Any] = {} if options.lm is None else {"lm": str(options.lm)}
     changes.update({name: x for name in ("method", "beam") if (x := getattr(options, name)) is not None})
     if options.language is not None:
+        languages = _tuple(options.language)
+        if not languages:
+            raise UserError("language: names no language; expected some, such as cs,nl")
         if not has_language:
-            raise UserError(
-                f"language: {', '.join(map(repr, _tuple(options.language)))} can be forced with the task lid only"
-            )
-        changes.update(languages=_tuple(options.language), force_language=True)
+            raise UserError(f"language: {', '.join(map(repr, languages))} can be forced with the task lid only")
+        changes.update(languages=languages, force_language=True)
     if options.hotwords is not None:
         words = options.hotwords
         changes["hotwords"] = read_hotwords(words) if isinstance(words, (str, Path)) else tuple(words) or None

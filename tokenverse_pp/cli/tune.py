@@ -73,7 +73,7 @@ def tune(cuts: Path, tokens: Tuple[str, ...], first: Optional[int], output_dir: 
     model, trust = given["model"] or DEFAULT, given["trust_plugins"]
     loaded = TokenVerse.from_pretrained(model, given["encoder"], given["device"], trust_plugins=trust).loaded
     click.echo(set_threads(given["threads"], loaded.model))
-    validate_cuts(str(cuts))
+    validate_cuts(str(cuts), unlabelled=True)
     held_out = HeldOut(loaded, list(read_cuts(cuts))[:first], options)
     tried: List[Tried] = []
     with tqdm(unit=" searches", desc="searching", disable=None, leave=False) as bar:
@@ -143,7 +143,7 @@ def endpoints(cuts: Path, first: Optional[int], store: bool, **given: Any) -> No
     if "endp" not in loaded.tasks:
         raise UserError(f"{given['model']}: the model does not know the task 'endp'")
     click.echo(set_threads(given["threads"], loaded.model))
-    validate_cuts(str(cuts))
+    validate_cuts(str(cuts), unlabelled=True)
     turns = measuring.turns_of(list(read_cuts(cuts))[:first])
     chunks, search = chosen(ChunkOptions, given), chosen(SearchOptions, given)
     if chunks.full:

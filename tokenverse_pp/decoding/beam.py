@@ -211,8 +211,11 @@ class BeamSearch:
         equals_next = np.zeros(best.shape, dtype=bool)
         equals_next[:, :-1] = best[:, 1:] == best[:, :-1]  # common with a joiner in bfloat16
         tied = source[equals_next.take(source) & (value > NEG_INF)]
-        for i in set((tied // count).tolist()):
-            put_first_equals(symbols[i], best[i], log_probs[i])
+        if tied.size:
+            rows = np.unique(tied // count)
+            found = log_probs[torch.from_numpy(rows).to(self.device)].cpu().numpy()
+            for i, values in zip(rows.tolist(), found):
+                put_first_equals(symbols[i], best[i], values)
         token = symbols.take(source)
         self._advance(slot, token)
         self.score = value if self.beam == 1 else self._merge(value)
@@ -264,13 +267,13 @@ class BeamSearch:
         return np.where(worse, NEG_INF, np.logaddexp(value, twin))
 
 
-def put_first_equals(symbols: np.ndarray, best: np.ndarray, log_probs: Tensor) -> None:
+def put_first_equals(symbols: np.ndarray, best: np.ndarray, log_probs: np.ndarray) -> None:
     """Order the best ``symbols`` (K,) of log_probs (V,), with the values ``best`` (K,): of equal ones the first ids.
 
     `torch.topk` takes them in any order, and of those that equal the last of the K any.
     """
     last = best == best[-1]
-    symbols[last] = (log_probs == float(best[-1])).nonzero()[: np.count_nonzero(last), 0].cpu().numpy()
+    symbols[last] = np.flatnonzero(log_probs == best[-1])[: np.count_nonzero(last)]
     symbols[:] = symbols[np.lexsort((symbols, -best))]
 
 

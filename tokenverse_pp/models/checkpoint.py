@@ -99,12 +99,6 @@ def recover(folder: Path) -> None:
                 return
 
 
-def recover_run(exp_dir: Path) -> None:
-    """`recover` the checkpoints and the final model of a run."""
-    for old in [*exp_dir.glob(f"model{OLD}"), *(exp_dir / "checkpoints").glob(f"step-*{OLD}")]:
-        recover(old.with_name(old.name[: -len(OLD)]))
-
-
 def _flush(path: Path) -> None:
     """Flush a file or folder to disk (fsync)."""
     handle = os.open(path, os.O_RDONLY)

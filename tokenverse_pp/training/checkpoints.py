@@ -153,6 +153,17 @@ RUNNING = ".running"  # file in the experiment folder, locked by the process tha
 FORMAT = 3
 
 
+def recover_run(exp_dir: Path) -> None:
+    """`checkpoint.recover` the checkpoints and the final model of a run, unless another process trains there now."""
+    end = checkpoint.OLD
+    left = [*exp_dir.glob(f"model{end}"), *(exp_dir / "checkpoints").glob(f"step-*{end}")]
+    with contextlib.suppress(OSError, UserError):  # which `Saver.prepare` tells
+        if left:
+            with claimed(exp_dir / RUNNING):
+                for old in left:
+                    checkpoint.recover(old.with_name(old.name[: -len(end)]))
+
+
 class Saver:
     """Writes and reads the checkpoints of a run: some ranks write, all ranks read.
 

@@ -552,7 +552,7 @@ class Speakers:
         That is right for a call whose other side speaks, and wrong for an RTTM that numbers channels in another way.
         """
         if self.elsewhere:
-            what = "turns without a speaker, where the RTTM has speakers on another channel only"
+            what = "turns without a speaker in the RTTM, which has speakers on another channel then"
             notes[f"{what} (the first: {self.first_elsewhere})"] += self.elsewhere
 
     def unused(self) -> Iterator[Rejected]:
