@@ -123,7 +123,6 @@ export class Transcript {
       mark.setAttribute("aria-label", "endpoint");
       this.entity = null;
       this.opened = "";
-      this.before = this.before && " "; // a space follows, whatever the script
       this.paragraph().append(mark);
     } else if (text === "[NE]" || text === "[/NE]" || text.startsWith("[NE:")) {
       this.entity = null;
