@@ -29,24 +29,28 @@ def reference_greedy(model, utterance):
 
 
 def reference_beam(model, utterance, beam, temperature=1.0, blank_penalty=0.0):
-    """Modified beam search (icefall). -> {tokens: (log-probability, frames)} after the last frame."""
-    hypotheses = {(): (0.0, ())}
+    """Modified beam search (icefall), with the frames of the most probable alignment.
+
+    -> {tokens: (log-probability, frames)} after the last frame.
+    """
+    hypotheses = {(): (0.0, 0.0, ())}
     for t in range(int(model.lens[utterance])):
         candidates = []
-        for tokens, (total, frames) in hypotheses.items():
+        for tokens, (total, path, frames) in hypotheses.items():
             log_probs = log_probs_at(model, utterance, t, tokens, temperature, blank_penalty)
-            candidates += [(total + float(p), tokens, frames, v) for v, p in enumerate(log_probs)]
+            candidates += [(total + float(p), path + float(p), tokens, frames, v) for v, p in enumerate(log_probs)]
         candidates.sort(key=lambda c: -c[0])
         hypotheses = {}
-        for total, tokens, frames, v in candidates[:beam]:
+        for total, path, tokens, frames, v in candidates[:beam]:
             if v != 0:
                 tokens, frames = (*tokens, v), (*frames, t)
             if tokens in hypotheses:
-                better, kept = hypotheses[tokens]
-                hypotheses[tokens] = (better + math.log1p(math.exp(total - better)), kept)
+                better, *kept = hypotheses[tokens]
+                total = better + math.log1p(math.exp(total - better))
+                hypotheses[tokens] = (total, *max((path, frames), kept, key=lambda found: found[0]))
             else:
-                hypotheses[tokens] = (total, frames)
-    return hypotheses
+                hypotheses[tokens] = (total, path, frames)
+    return {tokens: (total, frames) for tokens, (total, _, frames) in hypotheses.items()}
 
 
 @pytest.fixture

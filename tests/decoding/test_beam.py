@@ -53,8 +53,8 @@ def test_temperature_and_blank_penalty(tiny, reference, options):
 
 
 def every_sequence(model, reference, utterance):
-    """tokens -> log of the summed probability of all its alignments, by walking through each of them."""
-    totals = {}
+    """tokens -> log of the summed probability of all its alignments, and the frames of the most probable one."""
+    totals, alignments = {}, {}
     V = model.joiner.output.out_features
     for symbols in itertools.product(range(V), repeat=int(model.lens[utterance])):
         tokens, total = (), 0.0
@@ -62,24 +62,27 @@ def every_sequence(model, reference, utterance):
             total += float(reference.log_probs_at(model, utterance, t, tokens)[v])
             tokens = (*tokens, v) if v else tokens
         totals[tokens] = totals.get(tokens, 0.0) + math.exp(total)
-    return {tokens: math.log(p) for tokens, p in totals.items()}
+        frames = tuple(t for t, v in enumerate(symbols) if v)
+        alignments[tokens] = max(alignments.get(tokens, (-math.inf, ())), (total, frames))
+    return {tokens: math.log(p) for tokens, p in totals.items()}, {t: frames for t, (_, frames) in alignments.items()}
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_merging_sums_all_alignments_when_nothing_is_pruned(tiny, reference, seed):
+def test_merging_sums_all_alignments_and_keeps_the_best_when_nothing_is_pruned(tiny, reference, seed):
     model = tiny(seed, V=3, lens=[5, 3], context=2 * (seed % 2))
     for utterance, found in enumerate(run(model, beam=200, nbest=200, length_norm=False)):
-        expected = every_sequence(model, reference, utterance)
+        expected, frames = every_sequence(model, reference, utterance)
         assert {h.tokens for h in found} == set(expected)
         for h in found:
             assert h.log_prob == pytest.approx(expected[h.tokens], **LOOSE)
+            assert h.frames == frames[h.tokens]
         assert sum(math.exp(h.log_prob) for h in found) == pytest.approx(1, abs=1e-4)
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_no_beam_beats_the_full_search_and_a_wide_one_finds_it(tiny, reference, seed):
     model = tiny(seed, V=4, lens=[4], blank_bias=0.5)
-    expected = every_sequence(model, reference, 0)
+    expected, _ = every_sequence(model, reference, 0)
     best = max(expected, key=lambda tokens: expected[tokens])
     for beam in (1, 2, 4, 300):
         found = run(model, beam=beam, length_norm=False)[0][0]

@@ -15,34 +15,34 @@ def run(model, **options):
 
 
 def every_sequence(model, reference, utterance, most):
-    """tokens -> log of the summed probability of its alignments: in each frame up to ``most`` symbols, then a blank.
+    """tokens -> (log of the summed probability of its alignments, probability and frames of the best one).
 
-    The blank is left out behind ``most`` symbols.
+    In each frame up to ``most`` symbols, then a blank, which is left out behind ``most`` symbols.
     """
-    totals = {(): 0.0}
+    totals = {(): (0.0, 0.0, ())}
     symbols = range(1, model.joiner.output.out_features)
     for t in range(int(model.lens[utterance])):
         after = {}
         writing = totals
         for written in range(most + 1):
             longer = {}
-            for tokens, total in writing.items():
+            for tokens, (total, best, frames) in writing.items():
                 if written == most:
-                    add(after, tokens, total)
+                    add(after, tokens, total, best, frames)
                     continue
-                log_probs = reference.log_probs_at(model, utterance, t, tokens)
-                add(after, tokens, total + float(log_probs[0]))
+                log_probs = reference.log_probs_at(model, utterance, t, tokens).tolist()
+                add(after, tokens, total + log_probs[0], best + log_probs[0], frames)
                 for v in symbols:
-                    add(longer, (*tokens, v), total + float(log_probs[v]))
+                    add(longer, (*tokens, v), total + log_probs[v], best + log_probs[v], (*frames, t))
             writing = longer
         totals = after
     return totals
 
 
-def add(totals, tokens, log_prob):
-    before = totals.get(tokens, -math.inf)
+def add(totals, tokens, log_prob, *alignment):
+    before, *other = totals.get(tokens, (-math.inf, -math.inf, ()))
     high, low = max(before, log_prob), min(before, log_prob)
-    totals[tokens] = high + math.log1p(math.exp(low - high))
+    totals[tokens] = (high + math.log1p(math.exp(low - high)), *max(alignment, tuple(other)))
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -53,7 +53,9 @@ def test_all_alignments_are_summed_when_nothing_is_pruned(tiny, reference, seed,
         expected = every_sequence(model, reference, utterance, most)
         assert {h.tokens for h in found} == set(expected)
         for h in found:
-            assert h.log_prob == pytest.approx(expected[h.tokens], **LOOSE)
+            total, _, frames = expected[h.tokens]
+            assert h.log_prob == pytest.approx(total, **LOOSE)
+            assert h.frames == frames
         assert sum(math.exp(h.log_prob) for h in found) == pytest.approx(1, abs=1e-4)
 
 
@@ -97,7 +99,7 @@ def test_more_symbols_a_frame_are_written_with_their_frames_and_log_probs(tiny, 
 @pytest.mark.parametrize("seed", range(6))
 def test_no_beam_beats_the_full_sum_and_a_wide_one_reaches_it(tiny, reference, seed):
     model = tiny(seed, V=3, lens=[3], blank_bias=0.0)
-    expected = every_sequence(model, reference, 0, 2)
+    expected = {tokens: total for tokens, (total, *_) in every_sequence(model, reference, 0, 2).items()}
     for beam in (1, 2, 4, 300):
         found = run(model, beam=beam, max_symbols=2, length_norm=False)[0][0]
         assert found.log_prob <= expected[found.tokens] + 1e-4

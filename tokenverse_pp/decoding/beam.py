@@ -6,6 +6,10 @@ all hypotheses is a few small arrays (N, beam), so a frame costs the same number
 joiner runs once for hypotheses that have the same context. The arrays are NumPy arrays, because NumPy's overhead for
 few numbers is a fraction of torch's.
 
+The frames of a hypothesis's tokens are those of the most probable alignment that was merged into it, by its own
+probability (``path``). With those of the larger sum, as in icefall, the older alignment mostly wins, because its sum
+has grown for longer, and tokens are told too early.
+
 Hypotheses with the same tokens are found by a 64-bit hash of the tokens, updated token by token. Two different token
 sequences collide with probability 2**-63 per pair: about once in 10**12 hours of speech at a beam of 8.
 """
@@ -56,7 +60,7 @@ class BeamMemory(NamedTuple):
 
     score: log-probability, float64 (exact enough for any length). context: of the predictor, as a number
     (`PredictorTable`) or an object (`PredictorStates`). state: that of the constraints. earning: that of the bonus.
-    key: hash of the tokens.
+    key: hash of the tokens. path: log-probability of the hypothesis's alignment alone, float64.
     """
 
     score: np.ndarray
@@ -64,6 +68,7 @@ class BeamMemory(NamedTuple):
     state: np.ndarray
     earning: np.ndarray
     key: np.ndarray
+    path: np.ndarray
 
     @classmethod
     def start(cls, scorer: Scorer, utterances: int, beam: int, constraints: Optional[BatchConstraints]) -> BeamMemory:
@@ -74,7 +79,7 @@ class BeamMemory(NamedTuple):
         if constraints is not None:
             state[:] = constraints.start.cpu().numpy()
         nothing = np.zeros(shape, dtype=np.int64)
-        return cls(score, np.full(shape, scorer.contexts.start), state, nothing, nothing)
+        return cls(score, np.full(shape, scorer.contexts.start), state, nothing, nothing, np.zeros(shape))
 
     @staticmethod
     def join(parts: Sequence[BeamMemory]) -> BeamMemory:
@@ -86,7 +91,7 @@ class BeamMemory(NamedTuple):
 class BeamTrace:
     """What `BeamSearch` records at each frame; all arrays are (T, N, B).
 
-    index: parent x V + token. value: score of the extension. score: after merging.
+    index: parent x V + token, of the alignment that is kept. value: score of that extension. score: after merging.
     """
 
     index: np.ndarray
@@ -152,7 +157,7 @@ class BeamSearch:
     ):
         self.scorer, self.lengths, self.memory, self.constraints = scorer, lengths, memory, constraints
         self.device, self.beam = scorer.frames.device, memory.score.shape[1]
-        self.score, self.context, self.state, earning, self.key = memory
+        self.score, self.context, self.state, earning, self.key, self.path = memory
         if constraints is not None:
             self.following = constraints.following.cpu().numpy()
         self.bonus, self.earning = scorer.bonus, earning.ravel().tolist()  # the bonus's state of each slot
@@ -188,16 +193,17 @@ class BeamSearch:
     def _remember(self, first: int) -> BeamMemory:
         """The memory of the utterances from ``first`` on."""
         earning = np.array(self.earning, dtype=np.int64).reshape(self.score.shape)
-        return BeamMemory(*(x[first:] for x in (self.score, self.context, self.state, earning, self.key)))
+        memory = (self.score, self.context, self.state, earning, self.key, self.path)
+        return BeamMemory(*(x[first:] for x in memory))
 
     def _keep(self, n: int) -> None:
         """Keep only the first n utterances."""
         self.score, self.context, self.key = self.score[:n], self.context[:n], self.key[:n]
-        self.state, self.first_slot = self.state[:n], self.first_slot[:n]
+        self.state, self.path, self.first_slot = self.state[:n], self.path[:n], self.first_slot[:n]
         self.owner, self.earning = self.owner[: n * self.beam], self.earning[: n * self.beam]
 
     def _step(self, t: int) -> Tuple[np.ndarray, np.ndarray]:
-        """Extend by frame t. Return the extensions' scores before merging and their ``index`` (`BeamTrace`), (n, B)."""
+        """Extend by frame t. Return the extensions' ``value`` and ``index`` (`BeamTrace`), (n, B)."""
         log_probs, which = self._log_probs(t)
         best, symbols = (x.cpu().numpy() for x in log_probs.topk(min(self.beam + 1, self.scorer.vocab_size)))
         count = best.shape[1]
@@ -218,8 +224,16 @@ class BeamSearch:
                 put_first_equals(symbols[i], best[i], values)
         token = symbols.take(source)
         self._advance(slot, token)
-        self.score = value if self.beam == 1 else self._merge(value)
-        return value, parent * self.scorer.vocab_size + token
+        index = parent * self.scorer.vocab_size + token
+        if self.beam == 1:
+            self.score = value
+            return value, index
+        self.path = self.path.take(slot) + best.take(source)
+        self.score, kept = self._merge(value)
+        if kept is not None:
+            kept += self.first_slot
+            value, index, self.path = value.take(kept), index.take(kept), self.path.take(kept)
+        return value, index
 
     def _log_probs(self, t: int) -> Tuple[Tensor, np.ndarray]:
         """Return the log-probabilities (M, V) of all symbols in M distinct conditions, and each slot's row of them.
@@ -253,18 +267,26 @@ class BeamSearch:
             key = self.key.take(slot)
             self.key = np.where(blank, key, longer_keys(key, self.symbol_key.take(token)))
 
-    def _merge(self, value: np.ndarray) -> np.ndarray:
+    def _merge(self, value: np.ndarray) -> Tuple[np.ndarray, Optional[np.ndarray]]:
         """Merge hypotheses with the same tokens by log-addition into the better one, and empty the other's slot.
 
         At most two have the same tokens: all differed at the last frame, so one is an old hypothesis plus a blank, and
         the other is the old hypothesis that is one token shorter, plus that token.
+
+        Returns:
+            The scores (n, B), and the slot whose alignment each hypothesis keeps (n, B); None if each keeps its own.
         """
         same = (self.key[:, :, None] == self.key[:, None, :]) & self.upper  # (n, B, B), better x worse
+        same &= (value > NEG_INF)[:, None, :]
         worse = same.any(1)
         if not worse.any():
-            return value
+            return value, None
         twin = np.where(same, value[:, None, :], NEG_INF).max(2)
-        return np.where(worse, NEG_INF, np.logaddexp(value, twin))
+        score = np.where(worse, NEG_INF, np.logaddexp(value, twin))
+        same &= self.path[:, None, :] > self.path[:, :, None]
+        if not same.any():
+            return score, None
+        return score, np.where(same.any(2), same.argmax(2), np.arange(self.beam))
 
 
 def put_first_equals(symbols: np.ndarray, best: np.ndarray, log_probs: np.ndarray) -> None:

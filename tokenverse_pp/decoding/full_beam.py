@@ -38,11 +38,13 @@ def full_beam_search(
 class _Set(NamedTuple):
     """Hypotheses of all utterances, (n, K) each. Entries of score -inf are empty; their other values are ignored.
 
-    parent is the slot at the frame's start; tokens and values (n, K, max_symbols) are the symbols written in the frame,
-    padded with blanks, and their log-probabilities.
+    path is the log-probability of the alignment alone (see `decoding.beam`). parent is the slot at the frame's start;
+    tokens and values (n, K, max_symbols) are the symbols written in the frame, padded with blanks, and their
+    log-probabilities.
     """
 
     score: Tensor
+    path: Tensor
     context: Tensor
     key: Tensor
     state: Tensor
@@ -93,7 +95,8 @@ class _Search:
         state = zeros if self.constraints is None else self.constraints.start.expand(shape)
         context = torch.full(shape, self.contexts.start, device=self.device)
         tokens = torch.full((*shape, self.most), self.scorer.blank_id, device=self.device)
-        return _Set(score, context, zeros, state, zeros, zeros, tokens, torch.zeros(tokens.shape, device=self.device))
+        values = torch.zeros(tokens.shape, device=self.device)
+        return _Set(score, torch.zeros_like(score), context, zeros, state, zeros, zeros, tokens, values)
 
     def run(self) -> _Trace:
         """Decode all frames."""
@@ -117,7 +120,7 @@ class _Search:
             for array, found in ((parent, kept.parent), (tokens, kept.tokens), (values, kept.values)):
                 array[t, :n] = found.cpu().numpy()
             top = kept.score.amax(1, keepdim=True)
-            kept, offset = kept._replace(score=kept.score - top), offset + top
+            kept, offset = kept._replace(score=kept.score - top, path=kept.path - top), offset + top
         final[: len(kept.score)] = (kept.score + offset).cpu().numpy()
         return _Trace(parent, tokens, values, final)
 
@@ -142,7 +145,8 @@ class _Search:
         """Return the hypotheses ended by a blank, and the best ``beam`` that write one more symbol."""
         log_probs, row = self._score(t, writing)
         blank = self.scorer.blank_id
-        ending = writing._replace(score=writing.score + log_probs[:, blank].take(row))
+        ended = log_probs[:, blank].take(row)
+        ending = writing._replace(score=writing.score + ended, path=writing.path + ended)
         log_probs[:, blank] = NEG_INF
         best, symbols = log_probs.topk(min(self.beam, self.scorer.vocab_size - 1))
         each = best.index_select(0, row.flatten()).view(*row.shape, -1)
@@ -152,8 +156,9 @@ class _Search:
         token = symbols.index_select(0, row.flatten()).view(len(at), -1).gather(1, at)
         longer = self._write(writing.pick(origin), token)
         longer.tokens[:, :, written] = token
-        longer.values[:, :, written] = each.flatten(1).gather(1, at)
-        return ending, longer._replace(score=score)
+        added = each.flatten(1).gather(1, at)
+        longer.values[:, :, written] = added
+        return ending, longer._replace(score=score, path=longer.path + added)
 
     def _score(self, t: int, writing: _Set) -> Tuple[Tensor, Tensor]:
         """Return log-probabilities (M, V) of the next symbol, and the row of each hypothesis in them, (n, K)."""
@@ -187,14 +192,19 @@ class _Search:
         return hypotheses._replace(context=context, key=key, state=state, earning=earning)
 
     def _best(self, ended: _Set) -> _Set:
-        """Merge hypotheses with the same tokens by log-addition into the best one. Return the best ``beam``."""
+        """Merge hypotheses with the same tokens by log-addition; of their alignments the most probable one is kept.
+
+        Returns the best ``beam``.
+        """
         score, order = ended.score.sort(dim=1, descending=True, stable=True)
         key = ended.key.gather(1, order)
         same = key.unsqueeze(2) == key.unsqueeze(1)
         total = torch.where(same, score.unsqueeze(1), score.new_full((), NEG_INF)).logsumexp(2)
         total = total.masked_fill(same.tril(-1).any(2), NEG_INF)
+        path = ended.path.gather(1, order).masked_fill(score == NEG_INF, NEG_INF)
+        likeliest = torch.where(same, path.unsqueeze(1), path.new_full((), NEG_INF)).argmax(2)
         score, at = total.topk(self.beam)
-        return ended.pick(order.gather(1, at))._replace(score=score)
+        return ended.pick(order.gather(1, likeliest.gather(1, at)))._replace(score=score)
 
 
 def _read_back(trace: _Trace, scorer: Scorer, lengths: Sequence[int], options: SearchOptions) -> List[List[Hypothesis]]:

@@ -87,6 +87,7 @@ class GreedySearch:
             self.state[:, None],
             nothing,
             nothing,
+            nothing.astype(np.float64),
         )
         search = triton_search(self.scorer, self.lengths.tolist(), memory, self.constraints)
         if search is None:

@@ -119,7 +119,7 @@ def candidates_kernel(
 @triton.jit(do_not_specialize=["offset", "num_frames", "utterances"])
 def advance_kernel(
     values, symbols, scores, contexts, states, following, phrases, phrase_after, ngrams, ngram_tokens, ngram_target,
-    ngram_contexts, ngram_models, ngram_kinds, keys, symbol_keys_, lengths, clock, offset, trace_index,
+    ngram_contexts, ngram_models, ngram_kinds, keys, symbol_keys_, paths, lengths, clock, offset, trace_index,
     trace_value, trace_score, num_frames, utterances, vocab, modulus, blank, ngram_start,
     FACTOR: tl.constexpr, CONSTRAINED: tl.constexpr, PHRASES: tl.constexpr, NGRAMS: tl.constexpr,
     DEPTH: tl.constexpr, BISECTIONS: tl.constexpr, BEAM: tl.constexpr, COUNT: tl.constexpr,
@@ -178,23 +178,35 @@ def advance_kernel(
     key = tl.where(written, longer, key)
     tl.store(keys + new + slot, key, mask=real)
     kept = tl.load(scores + old + slot, mask=real, other=float("-inf"))
+    index = parent * vocab + token
     value = tl.where(going, value, 0.0)
+    path = tl.load(paths + old + parent, mask=real, other=0.0)
+    added = tl.load(values + n * BEAM * COUNT + choice, mask=real, other=0.0).to(tl.float64)
+    path = tl.where(going, path + added, path)
     merged = value
     if BEAM > 1:
         # At most two have the same tokens (`BeamSearch._merge`). Rows are the better ones, columns the worse.
         better = (slot[:, None] < slot[None, :]) & (slot[None, :] < BEAM)
-        same = (key[:, None] == key[None, :]) & better
+        same = (key[:, None] == key[None, :]) & better & (value > float("-inf"))[None, :] & going
         twin = tl.max(tl.where(same, value[None, :], float("-inf")), 1)
         worse = tl.max(tl.where(same, 1, 0), 0) > 0
         top = tl.maximum(value, twin)
         gap = tl.abs(value - twin)
         summed = tl.where(top == float("-inf"), top, top + tl.log(1.0 + tl.exp(-gap)))
         merged = tl.where(worse, float("-inf"), tl.where(twin == float("-inf"), value, summed))
+        # The alignment of the more probable path is kept.
+        twin_path = tl.max(tl.where(same, path[None, :], float("-inf")), 1)
+        twin_index = tl.max(tl.where(same, index[None, :], 0), 1)
+        takes = twin_path > path
+        index = tl.where(takes, twin_index, index)
+        value = tl.where(takes, twin, value)
+        path = tl.where(takes, twin_path, path)
+    tl.store(paths + new + slot, path, mask=real)
     merged = tl.where(going, merged, kept)
     tl.store(scores + new + slot, merged, mask=real)
     out = (t * utterances + n) * BEAM + slot
     write = real & (slot < tl.where(t < num_frames, BEAM, 0))
-    tl.store(trace_index + out, parent * vocab + token, mask=write)
+    tl.store(trace_index + out, index, mask=write)
     tl.store(trace_value + out, value, mask=write)
     tl.store(trace_score + out, tl.where(going, merged, 0.0), mask=write)
 

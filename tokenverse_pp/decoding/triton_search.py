@@ -131,7 +131,7 @@ class TritonSearch:
         self.device, self.beam = device, shape[1]
         self.slots, self.count = shape[0] * shape[1], min(shape[1], scorer.vocab_size)
         # Two copies of the memory: one that a frame reads, one that it writes.
-        self.score = self._twice(memory.score)
+        self.score, self.path = self._twice(memory.score), self._twice(memory.path)
         self.context, self.state, self.phrase, self.ngram, self.key = (
             self._twice(x)
             for x in (memory.context, memory.state, *np.divmod(memory.earning, self.fusion.ngram_states), memory.key)
@@ -161,10 +161,9 @@ class TritonSearch:
         with torch.cuda.device_of(self.frames):
             self._all_frames()
         last = self.num_frames % 2
-        score, context, state, phrase, ngram, key = (
-            x[last].cpu().numpy() for x in (self.score, self.context, self.state, self.phrase, self.ngram, self.key)
-        )
-        self.memory = BeamMemory(score, context, state, phrase * self.fusion.ngram_states + ngram, key)
+        states = (self.score, self.context, self.state, self.phrase, self.ngram, self.key, self.path)
+        score, context, state, phrase, ngram, key, path = (x[last].cpu().numpy() for x in states)
+        self.memory = BeamMemory(score, context, state, phrase * self.fusion.ngram_states + ngram, key, path)
         return DeviceTrace(self.index, self.value, self.traced)
 
     def _all_frames(self) -> None:
@@ -243,9 +242,9 @@ class TritonSearch:
         )  # fmt: skip
         advance_kernel[(self.utterances,)](
             self.best, self.symbols, self.score, self.context, self.state, following, self.phrase, after, self.ngram,
-            *moves, self.key, self.symbol_keys, self.lengths, self.clock, offset, self.index, self.value, self.traced,
-            self.num_frames, self.utterances, vocab, table.modulus, scorer.blank_id, start, FACTOR=HASH_FACTOR,
-            BEAM=self.beam, SLOTS=triton.next_power_of_2(self.beam),
+            *moves, self.key, self.symbol_keys, self.path, self.lengths, self.clock, offset, self.index, self.value,
+            self.traced, self.num_frames, self.utterances, vocab, table.modulus, scorer.blank_id, start,
+            FACTOR=HASH_FACTOR, BEAM=self.beam, SLOTS=triton.next_power_of_2(self.beam),
             BLOCK=pairs, num_warps=min(max(pairs // 512, 1), 8), **use, **sizes,
         )  # fmt: skip
 

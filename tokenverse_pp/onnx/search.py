@@ -101,6 +101,7 @@ class Path:
     context: Any
     state: int = 0
     score: float = 0.0  # log-probability, float64
+    alignment: float = 0.0  # that of these frames alone
     tokens: Tuple[int, ...] = ()
     frames: Tuple[int, ...] = ()
     log_probs: Tuple[float, ...] = ()
@@ -207,8 +208,9 @@ class Search:
             twin = merged.get(path.tokens)
             if twin is None:
                 merged[path.tokens] = path
-            else:  # the better one came first: its frames are kept
-                merged[path.tokens] = replace(twin, score=float(np.logaddexp(twin.score, path.score)))
+            else:  # the frames of the more probable alignment are kept
+                likelier = path if path.alignment > twin.alignment else twin
+                merged[path.tokens] = replace(likelier, score=float(np.logaddexp(twin.score, path.score)))
         self.paths = list(merged.values())
 
     def _log_probs(self, frames: np.ndarray, contexts: Sequence[Any], states: Sequence[int]) -> np.ndarray:
@@ -223,12 +225,14 @@ class Search:
         return logits + self.constraints.weights[list(states)]
 
     def _extend(self, path: Path, token: int, score: float, log_prob: float) -> Path:
+        alignment = path.alignment + log_prob
         if token == self.blank:
-            return replace(path, score=score)
+            return replace(path, score=score, alignment=alignment)
         return Path(
             self.contexts.longer(path.context, token),
             int(self.constraints.following[path.state, token]),
             score,
+            alignment,
             (*path.tokens, token),
             (*path.frames, self.frame),
             (*path.log_probs, min(log_prob, 0.0)),
