@@ -139,6 +139,7 @@ def test_second_run_does_nothing(prepared, packages_dir):
     assert before == {file: file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file()}
 
 
+@pytest.mark.slow
 def test_result_does_not_depend_on_jobs_but_on_seed(prepared, packages_dir, tmp_path):
     folder, cuts, _ = prepared
     quiet = lambda line: None

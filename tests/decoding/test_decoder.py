@@ -75,7 +75,7 @@ def test_tokens_of_other_tasks_are_barred(tiny_corpus, loaded, names, method):
     assert sum(len(record["tokens"]) for record in found.values()) > 30
 
 
-@pytest.mark.parametrize("method", ["greedy", "beam", "full_beam"])
+@pytest.mark.parametrize("method", ["greedy", "beam", pytest.param("full_beam", marks=pytest.mark.slow)])
 def test_results_depend_neither_on_batches_nor_on_order(tiny_corpus, loaded, method):
     cuts = read_cuts(tiny_corpus)[:6]
     options = SearchOptions(method, blank_penalty=2.0)

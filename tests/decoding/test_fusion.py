@@ -139,6 +139,7 @@ def test_rows_that_are_no_longer_kept_are_made_again(monkeypatch):
     assert len(bonus.look_up([0, 1, 2, 3, 4, 5], CPU)) == 6
 
 
+@pytest.mark.slow
 def test_ten_thousand_phrases_cost_a_bounded_number_of_rows():
     generator = torch.Generator().manual_seed(0)
     every = torch.randint(4, 32, (MOST_HOTWORDS, 6), generator=generator).tolist()

@@ -195,6 +195,7 @@ def test_a_misspelt_way_is_refused(loaded, cuts):
         TokenVerse(loaded).transcribe(cuts[0], tasks=["asr"], inactive="supress")
 
 
+@pytest.mark.slow
 def test_an_export_strips_as_the_model_does(loaded, cuts, tmp_path):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")

@@ -39,7 +39,7 @@ def texts(loaded, cuts, method="beam", bias=(), **more):
     return [record["text"] for record in run(loaded, cuts, options=options, **more).values()]
 
 
-@pytest.mark.parametrize("method", ["greedy", "beam", "full_beam"])
+@pytest.mark.parametrize("method", ["greedy", "beam", pytest.param("full_beam", marks=pytest.mark.slow)])
 def test_a_bias_is_that_of_the_joiner_in_every_search(tiny_corpus, loaded, biased, method):
     cuts = read_cuts(tiny_corpus, "test")
     plain = texts(loaded, cuts, method)

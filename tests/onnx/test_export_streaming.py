@@ -29,9 +29,10 @@ def streamed(exported):
     return partial(exported, chunks=CHUNKS)
 
 
-@pytest.mark.parametrize(
-    "case", ["whisper-frozen", "whisper-split", "wav2vec2-layer", "wav2vec2-group", "hubert-frozen"]
-)
+SLOW = (pytest.param(case, marks=pytest.mark.slow) for case in ("whisper-split", "wav2vec2-group", "hubert-frozen"))
+
+
+@pytest.mark.parametrize("case", ["whisper-frozen", "wav2vec2-layer", *SLOW])
 def test_chunks_are_those_of_torch(streamed, case):
     loaded, folder = streamed(case)
     runtime = StreamingRuntime(folder)

@@ -68,7 +68,7 @@ def greedy(loaded, frames, names):
 
 
 @pytest.mark.parametrize("case", ["whisper-split", pytest.param("whisper-frozen", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("names", [ALL, ("asr", "scd")])
+@pytest.mark.parametrize("names", [ALL, pytest.param(("asr", "scd"), marks=pytest.mark.slow)])
 def test_sherpa_streams_have_the_tokens_of_torch(models, case, names):
     loaded, folder = models(case)
     sherpa, written = recognizer(folder, names), 0

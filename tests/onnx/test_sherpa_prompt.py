@@ -99,7 +99,8 @@ def greedy(loaded, folder, features, names):
     return tokenizer.pieces(found), at, log_probs
 
 
-@pytest.mark.parametrize("case", ["whisper-split", pytest.param("whisper-frozen", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["whisper-split", "whisper-frozen"])
 def test_sherpa_streams_of_different_tasks_are_decoded_together(models, case):
     loaded, folder = models(case)
     sherpa, audio = recognizer(folder), tones(44000, 2)
@@ -207,7 +208,8 @@ def test_sherpa_prompt_keeps_one_symbol_a_frame_and_hides_its_own(models):
         assert len({round(time / 0.04) for time in result.timestamps}) == len(result.tokens) == len(result.ys_probs) > 9
 
 
-@pytest.mark.parametrize("precision", ["float16", pytest.param("int8", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["float16", "int8"])
 def test_sherpa_prompt_readme_can_be_followed(models, tmp_path, monkeypatch, capsys, precision):
     loaded, _ = models("whisper-split")
     done = run(

@@ -149,6 +149,7 @@ def test_runs_from_the_packaged_model_are_among_them():
     }
 
 
+@pytest.mark.slow
 def test_command_at_the_head_of_whole_yaml_trains_on_from_the_packaged_model(
     train_script, tiny_corpus, whisper_base, tmp_path
 ):

@@ -95,6 +95,7 @@ def test_label_share_withholds_task_and_labels(uneven):
         assert all(len(cut.custom["tasks"]) == 5 for cut in read(uneven, split))
 
 
+@pytest.mark.slow
 def test_no_turn_is_said_in_two_sets(toy_prepare, toy_speech, tmp_path):
     # A small language, so that the sets would meet if nothing kept them apart.
     sets = toy_prepare.prepare_toy(tmp_path, {"train": 250, "dev": 60, "test": 60})

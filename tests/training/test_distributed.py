@@ -167,7 +167,16 @@ def save_wavlm(folder):
 
 
 @pytest.mark.skipif(not hasattr(fsdp, "fully_shard"), reason="torch 2.6")
-@pytest.mark.parametrize("kind", ["finetune", "finetune, adapters", "frozen", "split, inner layers", "wavlm"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "finetune",
+        *(
+            pytest.param(k, marks=pytest.mark.slow)
+            for k in ("finetune, adapters", "frozen", "split, inner layers", "wavlm")
+        ),
+    ],
+)
 def test_sharded_steps_are_plain_steps(tiny_corpus, tmp_path, alone, kind):
     """In a process group of one, whatever the encoder: losses, norms, weights, moments, and the gathered forward."""
     cuts = sorted(read_cuts(tiny_corpus), key=lambda cut: cut.duration)[:2]

@@ -537,6 +537,7 @@ def test_run_stops_when_it_gets_no_better_and_the_best_checkpoint_is_the_model(t
     assert [path.name for path in checkpoint.list_checkpoints(tmp_path)] == ["step-00000002", "step-00000004"]
 
 
+@pytest.mark.slow
 def test_best_score_is_forgotten_with_another_measure(tiny_corpus, tmp_path):
     changes = {"training__patience": 2, "training__valid_every": 1, "training__average_last": 1, "data__max_cuts": 4}
 

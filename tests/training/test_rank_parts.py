@@ -216,6 +216,7 @@ def test_one_rank_draws_as_without_parts():
     assert drawn[0] == drawn[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [10_000, 100_000_000])
 def test_what_a_rank_holds_and_reads_does_not_grow_with_the_corpus(count):
     """The cuts that it has made, and those that are alive, after 8 batches in the middle of the corpus."""
