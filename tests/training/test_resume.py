@@ -93,7 +93,7 @@ def test_modes_of_resume(exp_dir, tmp_path):
     assert find_start(wish(exp_dir), said.append) == older and len(said) == 1
     for folder in checkpoint.list_checkpoints(exp_dir):
         (folder / checkpoint.CHECKSUMS).unlink()
-    with pytest.raises(UserError, match="none of its 3 checkpoints is whole"):
+    with pytest.raises(UserError, match="none of its 3 checkpoints is intact"):
         find_start(wish(exp_dir), said.append)
 
 

@@ -165,7 +165,7 @@ def read_arpa(path: Path, pieces: Sequence[str]) -> Ngrams:
         raise UserError(f"{path}: holds no n-gram of this model's pieces; was the text encoded with its tokenizer?")
     found[0][(begin,)] = (-math.inf, found[0].get((begin,), (0.0, 0.0))[1])  # given, never predicted
     if not any(math.isfinite(value) for gram, (value, _) in found[0].items() if gram[0] < len(pieces)):
-        raise UserError(f"{path}: all pieces have the log-probability {NEVER:g}, that is none: not a language model")
+        raise UserError(f"{path}: all pieces have the log-probability {NEVER:g} (probability 0): not a language model")
     if found[0].get((end,), (0.0, 0.0))[0] == -math.inf:
         raise UserError(f"{path}: </s> has the log-probability {NEVER:g}: no hypothesis could end")
     return _ngrams(found, len(pieces) + 2)
