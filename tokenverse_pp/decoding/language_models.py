@@ -1,10 +1,10 @@
 """Shallow fusion with an external language model, trained on text alone.
 
 The transducer knows only the words of its training texts. A language model of written text, or a list of words with
-their frequencies, knows more. Each token of a hypothesis earns ``lm_scale x log P(token | tokens before) + lm_bonus``,
-and its end ``lm_scale x log P(end)``. Task tokens and blanks earn nothing and are not part of the history. ``lm_bonus``
-compensates for what every token loses: without it hypotheses become too short. (``length_bonus`` cannot replace it:
-task tokens earn it too, so there would be too many of them.)
+their frequencies, has more words. Each token of a hypothesis earns
+``lm_scale x log P(token | tokens before) + lm_bonus``, and its end ``lm_scale x log P(end)``. Task tokens and blanks
+earn nothing and are not part of the history. ``lm_bonus`` compensates for what every token loses: without it hypotheses
+become too short. (``length_bonus`` cannot replace it: task tokens earn it too, so there would be too many of them.)
 
 The file name determines which of two kinds a model is:
 

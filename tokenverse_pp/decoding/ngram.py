@@ -10,12 +10,12 @@ the rarest one. A file must be complete: a section for each length, in order, wi
 ``\data\``, and ``\end\`` (even in a file without counts). Comments may precede ``\data\`` and follow ``\end\``.
 
 **Word lists** with frequencies need neither running text nor the tokenizer of a model, and exist for a hundred
-languages. A recogniser trained on few hours has seen too few words to know which strings of letters are words. Each
-word is a sentence of its own, ``<s> pieces </s>``, so the model gives the probability of a piece after the word's
-pieces so far, and of the end of the word. Smoothing is that of Witten and Bell (1991, interpolated): with c the count
-of an n-gram, C that of its context, and T the number of different tokens after the context,
-``P(token | context) = (c + T P(token | shorter context)) / (C + T)``. It needs counts: beside T, shares of 1 or of 100
-would weigh next to nothing, so `read_words` converts them.
+languages. A recogniser trained on few hours of speech knows too few words. Each word is a sentence of its own,
+``<s> pieces </s>``, so the model gives the probability of a piece after the word's pieces so far, and of the end of the
+word. Smoothing is that of Witten and Bell (1991, interpolated): with c the count of an n-gram, C that of its context,
+and T the number of different tokens after the context,
+``P(token | context) = (c + T P(token | shorter context)) / (C + T)``. It needs counts: shares of 1 or of 100 would be
+too small in comparison with T, so `read_words` converts them.
 """
 
 from __future__ import annotations
