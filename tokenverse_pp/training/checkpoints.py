@@ -93,7 +93,7 @@ def find_start(config: Config, say: Callable[[str], None] = LOG.warning) -> Opti
             problem = checkpoint.damage(folder)
             if problem is None:
                 return folder
-            say(f"{problem}; passing over {folder.name}")
+            say(f"{problem}; {folder.name} is skipped")
         if found:
             raise UserError(
                 f"{exp_dir}: none of its {len(found)} checkpoints is intact; move them away to start a new run"
@@ -387,7 +387,7 @@ def _check_same(found: Dict[str, Tensor], wanted: Dict[str, Tensor], folder: Pat
     """
     missing = sorted(set(wanted) - set(found))
     foreign = sorted(key for key in set(found) - set(wanted) if not key.startswith(PRETRAINED))
-    for what, keys in (("lacks", missing), ("has, unlike that,", foreign)):
+    for what, keys in (("lacks", missing), ("has the additional", foreign)):
         if keys:
             raise UserError(f"{folder}: cannot be averaged with {last.name}: it {what} tensor {keys[0]}")
     for key, value in wanted.items():
