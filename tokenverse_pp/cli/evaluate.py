@@ -116,7 +116,9 @@ def _range(interval: tuple[float, float]) -> str:
 @model_option
 @click.option("--hyps", required=True, type=click.Path(path_type=Path), help="The model's hypotheses of --cuts.")
 @click.option("--cuts", required=True, type=click.Path(path_type=Path), help="Labelled cuts: a dev set.")
-@click.option("--output", type=click.Path(path_type=Path), help="[default: calibration.json in the model's folder]")
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="File to write. [default: calibration.json in the model's folder]"
+)
 @click.option("--test", nargs=2, type=click.Path(path_type=Path), metavar="HYPS CUTS", help="Also measure on these.")
 @plugin_options
 def calibrate(

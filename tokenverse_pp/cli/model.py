@@ -59,11 +59,11 @@ def tokenizer(config_files: Tuple[Path, ...], overrides: Tuple[str, ...], output
 @click.option(
     "--running",
     is_flag=True,
-    help="The mean over all the steps from the first to the last of them, not of these few: needs the running average "
-    "of a run with training.average_period, and --last 2 or more.",
+    help="Mean over all steps between the first and the last of these checkpoints. Needs a run with "
+    "training.average_period, and --last 2 or more.",
 )
 def average(exp_dir: Path, output: Path, last: int, dtype: str, running: bool) -> None:
-    """Average the last checkpoints in EXP_DIR into the model folder OUTPUT: a new or empty folder, or a model."""
+    """Write the mean of the last checkpoints in EXP_DIR to the folder OUTPUT, which is new, empty or a model."""
     import torch
 
     from tokenverse_pp.api.folders import check_target
