@@ -28,10 +28,10 @@ $(STAMP): requirements.txt pyproject.toml .ci/venv.sh
 	@PYTHON='$(PYTHON)' TORCH_INDEX='$(TORCH_INDEX)' .ci/venv.sh $(VENV)
 	@touch $@
 
-test: $(STAMP) ## the tests, but for the slow ones
+test: $(STAMP) ## the tests, except the slow ones
 	$(TEST) --dist loadfile -m "not k2 and not slow" $(ARGS)
 
-test-slow: $(STAMP) ## the slow ones: several processes, faults, whole chains, a model of 317 M parameters
+test-slow: $(STAMP) ## the slow tests: several processes, faults, complete pipelines, a model of 317 M parameters
 	$(TEST) --dist worksteal -m "slow and not k2" $(ARGS)
 
 lint: $(STAMP) ## ruff and mypy

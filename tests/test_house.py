@@ -1,4 +1,4 @@
-"""The house of docs/design: which rooms there are, who may import whom, and that names are not used twice."""
+"""The folders of the package: which there are, what each may import, and that no class name is used twice."""
 
 import ast
 import importlib
@@ -16,12 +16,12 @@ from tokenverse_pp.moved import MODULES
 from tokenverse_pp.moved import PACKAGE as PACKAGE_NAME
 
 PACKAGE = ROOT / "tokenverse_pp"
-ROOMS = (
+FOLDERS = (
     *("base", "metrics", "tasks", "data", "losses", "models", "decoding"),
     *("evaluation", "training", "api", "onnx", "serving", "cli"),
 )
 TOP = {"__init__", "moved"}  # files of the package itself
-ALIASES = {"runtime"}  # `tokenverse_pp.runtime` is `tokenverse_pp.onnx` for those who deploy (DESIGN: contract)
+ALIASES = {"runtime"}  # `tokenverse_pp.runtime` is the public name of `tokenverse_pp.onnx`
 DATA = {"pretrained"}
 
 
@@ -41,21 +41,21 @@ def imports(tree):
             yield from (a.name for a in node.names if a.name.startswith("tokenverse_pp."))
 
 
-def test_rooms():
+def test_the_folders_of_the_package():
     folders = {path.parts[0] for path, _ in modules() if len(path.parts) > 1} | DATA
-    assert folders == {*ROOMS, *ALIASES, *DATA}
+    assert folders == {*FOLDERS, *ALIASES, *DATA}
     assert {path.stem for path in PACKAGE.glob("*.py")} == TOP
 
 
-def test_an_import_goes_only_to_a_room_above():
+def test_a_folder_imports_only_from_earlier_ones():
     wrong = []
     for path, tree in modules():
-        room = path.parts[0]
-        if room not in ROOMS:
+        folder = path.parts[0]
+        if folder not in FOLDERS:
             continue
         for module in imports(tree):
             other = module.split(".")[1]
-            if other in ROOMS and ROOMS.index(other) > ROOMS.index(room):
+            if other in FOLDERS and FOLDERS.index(other) > FOLDERS.index(folder):
                 wrong.append(f"{path} imports {module}")
             elif other in ALIASES or other in TOP - {"__init__"}:
                 wrong.append(f"{path} imports {module}, which is for users")

@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""Score a model as public boards do: one command a board.
+"""Score a model as public boards do, with one command per board.
 
 \b
 pip install 'tokenverse_pp[scoreboards]'
 python recipes/scoreboards/score.py ami --cuts data/ami/cuts_test.jsonl.gz --model exp/my --output-dir exp/my/ami
 python recipes/scoreboards/score.py ami --cuts data/ami/cuts_test.jsonl.gz --hyps out/hyps.jsonl --output-dir out
 
-With --model the cuts are decoded first, by recipes/decode.py, which takes all further options (--beam 8, --lm ..,
---chunk-ms 320); with --hyps only scored. Every cut counts: one without a hypothesis is an error. Prints tables and
-writes the same to OUTPUT_DIR/BOARD.json. recipes/scoreboards/README.md tells which figures to compare with, and what
-differs.
+With --model the cuts are first decoded by recipes/decode.py, which gets all further options (--beam 8, --lm ..,
+--chunk-ms 320). With --hyps they are only scored. A cut without a hypothesis is an error. The scores are printed as
+tables, and written to OUTPUT_DIR/BOARD.json. recipes/scoreboards/README.md lists figures to compare with, and the
+differences from each board.
 """
 
 from __future__ import annotations

@@ -136,7 +136,7 @@ def test_half_precision_of_an_average_halves_the_file_and_loads(finished_run, tm
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--last", 99], "99 checkpoints wanted"),
+        (["--last", 99], "at least the 99 checkpoints of --last"),
         (["--running", "--last", 1], "--last 2"),
         (["--running", "--last", 2], "no running average"),
     ],

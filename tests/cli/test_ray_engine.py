@@ -226,5 +226,5 @@ def test_what_is_wrong_is_said_in_one_line(nodes, toy, tmp_path):
     done = run(*label, "--drop", "scd", "--num-workers", 2)
     assert done.exit_code == 2 and done.stderr == "error: --num-workers: only with --engine ray\n"
     done = run("manifest", "prepare", "mls", toy, tmp_path / "out", "--num-jobs", 2, "--engine", "ray")
-    assert done.exit_code == 2 and done.stderr.startswith("error: --num-jobs: processes of this machine; ")
+    assert done.exit_code == 2 and done.stderr.startswith("error: --num-jobs: sets the processes of this machine; ")
     assert not list(tmp_path.iterdir())

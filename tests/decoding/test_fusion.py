@@ -402,13 +402,13 @@ def test_files_that_do_not_fit_are_refused_by_name(tmp_path, tasks, tokenizer):
     refuse(write(tmp_path / "words.txt", "a"), "expected a language model named")
     refuse(tmp_path / "none.tsv", "none.tsv: cannot read a language model: no such file")
     refuse(tmp_path / "gone", "gone: cannot read a language model: no such file or folder")
-    refuse(write(tmp_path / "greek.tsv", "Ω", "ψ"), "greek.tsv: the model's vocabulary can write none")
+    refuse(write(tmp_path / "greek.tsv", "Ω", "ψ"), "greek.tsv: none of its words can be written")
     folder = tmp_path / "lms"
     folder.mkdir()
     write(folder / "fr.tsv", "bonjour")
     refuse(folder, "has no language model for nl")
     assert bonus_for(SearchOptions(lm=str(folder), languages=("fr",)), tokenizer, tasks) is not None
-    refuse(folder, "chosen by the task lid, which is not decoded", tasks.subset(["asr", "ner"]))
+    refuse(folder, "needs the task lid, which is not decoded", tasks.subset(["asr", "ner"]))
     write(folder / "de.tsv", "hallo")
     refuse(folder, "de.tsv: the model has no language 'de'")
 

@@ -37,12 +37,12 @@ def test_scaling_is_another_row_in_the_table(tiny_corpus, loaded, scale):
 
 
 def test_only_decoded_tasks_with_a_vector_have_a_scale(tiny_corpus, loaded):
-    with pytest.raises(UserError, match=r"--vector-scale ner=2: decoded are asr, lid"):
+    with pytest.raises(UserError, match=r"--vector-scale ner=2: expected one of the decoded tasks asr, lid"):
         vector_weights(loaded, loaded.tasks.subset(["lid"]), (("ner", 2.0),))
     for placement, strategy in (("none", "sum"), ("features", "combination")):
         other = load(tiny_corpus, model__vectors__placement=placement, model__vectors__strategy=strategy)
         assert vector_weights(other, other.tasks).tolist() == [1.0] * 5
-        with pytest.raises(UserError, match="one vector a task"):
+        with pytest.raises(UserError, match="one vector per task"):
             vector_weights(other, other.tasks, (("ner", 2.0),))
 
 

@@ -139,7 +139,9 @@ def test_the_command_compares_files(tmp_path):
     assert found["all"]["wer"]["difference"] < 0 and found["all"]["wer"]["interval"][1] < 0
     assert not done.stderr
     CutSet.from_cuts(cuts[:4]).to_file(tmp_path / "cuts.jsonl")
-    told = [f"warning: {x}: 36 of 40 hypotheses are of no cut of {tmp_path / 'cuts.jsonl'}: left out" for x in (a, b)]
+    told = [
+        f"warning: {x}: 36 of 40 hypotheses belong to no cut of {tmp_path / 'cuts.jsonl'}: left out" for x in (a, b)
+    ]
     assert run(*words).stderr.splitlines() == told
     CutSet.from_cuts(cuts).to_file(tmp_path / "cuts.jsonl")
     write(b, heard(cuts, 0.5)[1:])

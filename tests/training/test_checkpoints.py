@@ -166,7 +166,7 @@ def test_checkpoints_of_other_tensors_are_not_averaged(tmp_path):
     whole = {"w": torch.ones(2), "seen": torch.tensor([True])}
     cases = {
         "it lacks tensor w": {"seen": torch.tensor([True])},
-        "it has, unlike that, tensor ctc.bias": {**whole, "ctc.bias": torch.ones(2)},
+        "it has the additional tensor ctc.bias": {**whole, "ctc.bias": torch.ones(2)},
         "its tensor w has shape (3,), not (2,)": {**whole, "w": torch.ones(3)},
     }
     for said, weights in cases.items():

@@ -111,7 +111,7 @@ def test_slow_loader_gets_a_number_of_workers(tiny_corpus, tmp_path, monkeypatch
     (fast,) = check_loader(config, parts[0][1], 1e-6)
     assert fast.verdict == "ok"
     (slow,) = check_loader(config, parts[0][1], 1e9)
-    assert slow.verdict == "warning" and "more workers than cores" in slow.advice
+    assert slow.verdict == "warning" and "too few cores" in slow.advice
     speed = float(slow.found.split()[0])
     monkeypatch.setattr(doctor.os, "cpu_count", lambda: 10**6)
     (some,) = check_loader(config, parts[0][1], 1000 * speed)
@@ -179,7 +179,7 @@ def test_estimate_command():
     result = run("estimate", "--gpus", 8, "--training.max_steps", 3600, "--data.max_duration", 100, "--rate", 1000)
     assert result.exit_code == 0
     assert result.stdout == (
-        "3600 steps see 800 h of audio; at 1000 s of audio a second and GPU (as given) they take 0.1 h on 8 GPUs, "
+        "3600 steps use 800 h of audio; at 1000 s of audio per second and GPU (as given) they take 0.1 h on 8 GPUs, "
         "0.8 GPU-hours, without validation, checkpoints and waiting\n"
     )
     wrong = run("estimate", "--card", "abacus")

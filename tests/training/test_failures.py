@@ -78,5 +78,5 @@ def test_lost_gpu_is_one_line_that_names_the_checkpoint(train_script, tiny_corpu
     failure = call(train_script.main, *toy_options(tiny_corpus, tmp_path / "exp", data__valid=[]))
     said = failure.stderr.splitlines()
     assert failure.code == 2 and [line for line in said if line.startswith("error: ")] == said[-1:]
-    for part in ("the GPU has failed (CUDA error: device-side assert triggered)", "step-00000004 is whole", "resumes"):
+    for part in ("the GPU has failed (CUDA error: device-side assert triggered)", "step-00000004 is intact", "resumes"):
         assert part in said[-1]

@@ -66,7 +66,7 @@ def test_a_task_without_labels_is_warned_of(tmp_path, caplog, ranks):
     more = build_tasks(["asr", "scd", "ner", "lid"], {"lid": {"languages": ["fr"]}})
     assert on_ranks(ranks, lambda world: check_data(Config(data=data), more, world)) == [None] * ranks
     assert [record.getMessage() for record in caplog.records] == [
-        "no cut of data.train is labelled for scd, ner: the run teaches the model nothing about it"
+        "no cut of data.train is labelled for scd, ner: the model cannot learn this"
     ]
     check_data(Config(data=data), more, resumed=True)
     check_data(Config(data=data), TASKS)

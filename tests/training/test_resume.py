@@ -51,7 +51,7 @@ def test_damaged_newest_is_passed_over_and_written_again(train_script, tiny_corp
     (newest / checkpoint.WEIGHTS).write_bytes(content)
     done = resume(train_script, tiny_corpus, exp_dir)
     assert done.code == 0, done.stderr
-    (line,) = [line for line in done.stderr.splitlines() if "passing over" in line]
+    (line,) = [line for line in done.stderr.splitlines() if "is skipped" in line]
     assert "step-00000006" in line and checkpoint.WEIGHTS in line
     assert "resuming from step-00000004" in done.stderr
     assert (exp_dir / "checkpoints" / "step-00000006.aside").is_dir()
@@ -93,7 +93,7 @@ def test_modes_of_resume(exp_dir, tmp_path):
     assert find_start(wish(exp_dir), said.append) == older and len(said) == 1
     for folder in checkpoint.list_checkpoints(exp_dir):
         (folder / checkpoint.CHECKSUMS).unlink()
-    with pytest.raises(UserError, match="none of its 3 checkpoints is whole"):
+    with pytest.raises(UserError, match="none of its 3 checkpoints is intact"):
         find_start(wish(exp_dir), said.append)
 
 

@@ -392,7 +392,7 @@ def test_another_vocabulary_is_refused(train_script, corpus, tmp_path, old_run):
     train_tokenizer(["ab ba bab"], tasks, vocab_size=16).save(tmp_path / "other.model")
     changes = {"tokenizer__model": tmp_path / "other.model"}
     failure = transfer(train_script, corpus, tmp_path / "exp", old_run, **changes)
-    assert_one_line(failure, "another vocabulary", "leave --tokenizer.model out", old_run)
+    assert_one_line(failure, "another vocabulary", "leave out --tokenizer.model", old_run)
 
 
 @pytest.mark.parametrize("lora_rank", [0, 2])

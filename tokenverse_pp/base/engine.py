@@ -45,12 +45,12 @@ class EngineOptions:
     """Where the shards of a corpus job are computed (raises UserError if a value is out of range)."""
 
     engine: Literal["process", "ray"] = "process"
-    """process: on this machine, as without this option. ray: by workers of a Ray cluster (docs/cluster.md); needs pip
-    install 'tokenverse_pp[ray]'."""
+    """process: run on this machine. ray: run on the workers of a Ray cluster (docs/cluster.md); needs pip install
+    'tokenverse_pp[ray]'."""
     ray_address: Optional[str] = None
-    """Address of the Ray cluster. Default: RAY_ADDRESS, else a cluster of this machine is started for the command."""
+    """Address of the Ray cluster. Default: RAY_ADDRESS, else a cluster is started on this machine for the command."""
     num_workers: int = 0
-    """Maximum number of Ray workers; 0: as many as the cluster has room for at the start."""
+    """Maximum number of Ray workers; 0: as many as fit into the cluster at the start."""
     worker_cpus: float = 0
     """Ray CPUs per worker; 0: one for a worker with a GPU, else its number of threads, at most the CPUs of the largest
     machine."""

@@ -97,10 +97,10 @@ class SearchOptions:
     """Scale of the language model's log-probabilities; 0.2 to 0.5 is usual. Default: that of the file lm.json beside
     the language model, else 0.4."""
     lm_bonus: Optional[float] = None
-    """Added for each token that the language model scores, against too short hypotheses; 3 to 4 times lm_scale.
+    """Bonus for each token that the language model scores, so that hypotheses are not too short; 3 to 4 times lm_scale.
     Default: that of lm.json, else 1.5."""
     languages: Optional[Tuple[str, ...]] = None
-    """Codes of the languages that may be written (BCP 47 or ISO 639); default: all that the model knows."""
+    """Languages that may be written (codes of BCP 47 or ISO 639). Default: all languages of the model."""
     force_language: Optional[bool] = None
     """With the task lid: whether a language token must come first; default: yes."""
     joiner_dtype: Optional[JoinerDtype] = None
@@ -201,7 +201,7 @@ class DecodeOptions:
     search: SearchOptions = field(default_factory=SearchOptions)
     """Options of the search."""
     tasks: Tuple[str, ...] = ()
-    """Tasks to decode, e.g. asr,scd; tokens of other tasks are not written. Default: all that the model knows."""
+    """Tasks to decode, e.g. asr,scd; tokens of other tasks are not written. Default: all tasks of the model."""
     max_duration: float = 120.0
     """Seconds of padded audio in a batch."""
     stored_features: bool = False
@@ -252,9 +252,9 @@ class TranscribeOptions:
     """How to transcribe recordings."""
 
     tasks: Optional[Names] = None
-    """Tasks to decode, e.g. asr,scd. Default: all that the model knows."""
+    """Tasks to decode, e.g. asr,scd. Default: all tasks of the model."""
     language: Optional[Names] = None
-    """Spoken language, if known, e.g. fr, or several: fr,nl. The model writes no other. Needs the task lid."""
+    """Spoken language, if known, e.g. fr, or several: fr,nl. The model writes no other language. Needs the task lid."""
     hotwords: Optional[Union[str, Path, Sequence[Hotword]]] = None
     """Phrases to prefer, or a file of them: 'phrase [TAB bonus]'. Not with greedy search."""
     method: Optional[Method] = None
@@ -272,8 +272,8 @@ class TranscribeOptions:
     precision: Autocast = "fp32"
     """Number type of the encoder (autocast)."""
     lm: Optional[Union[str, Path]] = None
-    """Language model for shallow fusion, or a folder with one per language (docs/language_model.md); its scale and
-    bonus are those of search, or of the file lm.json beside it. Not with greedy search."""
+    """Language model for shallow fusion, or a folder with one per language (docs/language_model.md); the
+    scale and bonus are those of search, or of the file lm.json beside it. Not with greedy search."""
     inactive: Optional[Inactive] = None
     """How tasks that are not requested are handled. suppress: they are inactive, and the search may not write their
     tokens. strip: all tasks are decoded, and the tokens of those not requested are removed from the result. Default:
@@ -295,7 +295,7 @@ class StreamingOptions:
     """How to transcribe streams (raises UserError if ``decide_after`` is no number above 0)."""
 
     chunks: ChunkOptions = field(default_factory=ChunkOptions)
-    """How much audio the encoder takes at a time, and how far it looks back."""
+    """Length of the encoder's chunks, and their left context."""
     tasks: Tuple[str, ...] = ()
     """Tasks that a stream decodes unless it selects others. Default: all of the model."""
     search: SearchOptions = field(default_factory=lambda: SearchOptions(method="greedy"))
@@ -333,7 +333,7 @@ class ExportOptions:
     model's auxiliary CTC head. online: streams, decoded by the transducer, in these chunks; Whisper encoders. prompt:
     the same, with tasks that are chosen for each stream."""
     task_sets: Tuple[Tuple[str, ...], ...] = ()
-    """For sherpa-onnx: the tasks to decode, e.g. asr,scd; may be given again. A set is a constant of its graph, so each
+    """For sherpa-onnx: the tasks to decode, e.g. asr,scd; may be given again. The set is fixed in the graph, so each
     has its own encoder; they share their weights. Default: one set, of all tasks that the model knows. With form
     prompt: the sets that a stream can choose from; the first is its default. Default: all sets."""
     opset: int = 17
@@ -363,7 +363,7 @@ class PageOptions:
     title: str = "Decoding report"
     """Heading of the page."""
     utterances: int = 30
-    """How many of the worst utterances are listed, and half as many conversations."""
+    """Number of worst utterances that are listed; half as many conversations are listed."""
     embed_audio: bool = False
     """Embed the audio of the listed utterances in the page, so that it can be shared; otherwise the page links to
     it."""

@@ -18,7 +18,7 @@ FAILED = 1  # exit code
 @click.option("--encoder", default="", help="Without --config: name or folder of an encoder that must load.")
 @click.option("--gpus", type=click.IntRange(min=0), default=0, help="Ranks of the run. [default: this machine's GPUs]")
 def doctor(config_files: Tuple[Path, ...], overrides: Tuple[str, ...], encoder: str, gpus: int) -> None:
-    """Check this machine, and with --config whether a run would work here; exit code 1 if a necessary part fails.
+    """Check this machine and, with --config, a training run on it; exit code 1 if a necessary part fails.
 
     \b
       doctor --encoder facebook/wav2vec2-large-xlsr-53
@@ -29,9 +29,9 @@ def doctor(config_files: Tuple[Path, ...], overrides: Tuple[str, ...], encoder: 
     the run. The text after -> says what to do. Nothing is written; the measured steps take a minute or two.
     """
     if not config_files and overrides:
-        raise UserError(f"{overrides[0]}: expected it behind a --config")
+        raise UserError(f"{overrides[0]}: needs --config")
     if config_files and encoder:
-        raise UserError("--encoder: expected --model.encoder.name, which replaces the one of --config")
+        raise UserError("--encoder: with --config, expected --model.encoder.name instead")
     config = read_config(config_files, overrides) if config_files else None
     from tokenverse_pp.api.folders import locate_encoder
     from tokenverse_pp.data.access import allow_sources
@@ -58,7 +58,7 @@ def doctor(config_files: Tuple[Path, ...], overrides: Tuple[str, ...], encoder: 
 @click.option(
     "--rate",
     type=click.FloatRange(0, min_open=True),
-    help="Measured seconds of audio a second and GPU, in place of --card: `speed` in log.jsonl divided by the GPUs.",
+    help="Measured seconds of audio per second and GPU, instead of --card: `speed` in log.jsonl / number of GPUs.",
 )
 def estimate(
     config_files: Tuple[Path, ...], overrides: Tuple[str, ...], gpus: int, card: str, rate: Optional[float]

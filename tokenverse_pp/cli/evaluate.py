@@ -14,13 +14,13 @@ from tokenverse_pp.cli.options import model_option, options_from, plugin_option,
 
 @click.command()
 @click.option(
-    "--hyps", "--hyp", "hyps", required=True, type=click.Path(dir_okay=False), help="Their file (hyps.jsonl)."
+    "--hyps", "--hyp", "hyps", required=True, type=click.Path(dir_okay=False), help="File of hypotheses (hyps.jsonl)."
 )
 @click.option(
     "--cuts", "--ref", "cuts", required=True, type=click.Path(dir_okay=False), help="Cut manifest with labels."
 )
 @click.option(
-    "--output", type=click.Path(dir_okay=False), help="Write the scores as JSON too; an existing file is replaced."
+    "--output", type=click.Path(dir_okay=False), help="Also write the scores as JSON; an existing file is replaced."
 )
 @plugin_option
 def score(hyps: str, cuts: str, output: Optional[str]) -> None:
@@ -50,9 +50,9 @@ def score(hyps: str, cuts: str, output: Optional[str]) -> None:
 @click.argument("first", type=click.Path(dir_okay=False), metavar="A")
 @click.argument("second", type=click.Path(dir_okay=False), metavar="B")
 @click.option("--cuts", required=True, type=click.Path(dir_okay=False), help="Cut manifest with the labels.")
-@click.option("--by-corpus", is_flag=True, help="Each corpus apart as well (custom field corpus of the cuts).")
-@click.option("--resamples", type=click.IntRange(100), default=10_000, show_default=True, help="Draws of utterances.")
-@click.option("--output", type=click.Path(dir_okay=False), help="Write it as JSON too; an existing file is replaced.")
+@click.option("--by-corpus", is_flag=True, help="Also compare each corpus (custom field corpus of the cuts).")
+@click.option("--resamples", type=click.IntRange(100), default=10_000, show_default=True, help="Number of draws.")
+@click.option("--output", type=click.Path(dir_okay=False), help="Also write JSON; an existing file is replaced.")
 @plugin_option
 def compare(first: str, second: str, cuts: str, by_corpus: bool, resamples: int, output: Optional[str]) -> None:
     """Compare the decodings A and B (hyps.jsonl) of the same cuts.
@@ -81,7 +81,7 @@ def compare(first: str, second: str, cuts: str, by_corpus: bool, resamples: int,
         others = sum(hyp["id"] not in known for hyp in hyps)
         if others:
             click.echo(
-                f"warning: {path}: {others} of {len(hyps)} hypotheses are of no cut of {cuts}: left out", err=True
+                f"warning: {path}: {others} of {len(hyps)} hypotheses belong to no cut of {cuts}: left out", err=True
             )
     tasks = tasks_in_common(read, decodings)
     a, b = (count_utterances(read, hyps, tasks) for hyps in decodings)
@@ -114,20 +114,22 @@ def _range(interval: tuple[float, float]) -> str:
 
 @click.command()
 @model_option
-@click.option("--hyps", required=True, type=click.Path(path_type=Path), help="Its hypotheses of --cuts (hyps.jsonl).")
-@click.option("--cuts", required=True, type=click.Path(path_type=Path), help="Cut manifest with labels: a dev set.")
-@click.option("--output", type=click.Path(path_type=Path), help="[default: calibration.json in the model's folder]")
-@click.option("--test", nargs=2, type=click.Path(path_type=Path), metavar="HYPS CUTS", help="Measure on these as well.")
+@click.option("--hyps", required=True, type=click.Path(path_type=Path), help="The model's hypotheses of --cuts.")
+@click.option("--cuts", required=True, type=click.Path(path_type=Path), help="Labelled cuts: a dev set.")
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="File to write. [default: calibration.json in the model's folder]"
+)
+@click.option("--test", nargs=2, type=click.Path(path_type=Path), metavar="HYPS CUTS", help="Also measure on these.")
 @plugin_options
 def calibrate(
     model: str, hyps: Path, cuts: Path, output: Optional[Path], test: Optional[Tuple[Path, Path]], trust_plugins: bool
 ) -> None:
-    """Calibrate the model's confidences: fit them to which of its words and task tokens are right.
+    """Fit the model's confidences to labelled cuts, so that they are probabilities of being correct.
 
     Use speech that the model was not trained on, but not the test set. The table shows the expected calibration error
     (ECE) and the Brier score before and after; each half of the utterances is calibrated by a fit on the other half.
-    --test measures the final fit on other speech. Words, or task tokens, of which there are fewer than 20 keep the
-    calibration that the model has.
+    --test measures the final fit on other speech. With fewer than 20 words (or task tokens), the model's existing
+    calibration of words (or task tokens) is kept.
     """
     from tokenverse_pp.api.folders import locate_model, place_of
     from tokenverse_pp.base.config_files import load_config
@@ -185,13 +187,13 @@ def table(effect: Dict[str, Dict[str, Any]]) -> str:
     "--output",
     required=True,
     type=click.Path(dir_okay=False),
-    help="The page (report.html); an existing file is replaced.",
+    help="HTML file to write; an existing file is replaced.",
 )
 @options_from(PageOptions, utterances={"type": click.IntRange(min=0)})
 @plugin_option
 @source_options
 def report(hyps: str, cuts: str, output: str, **given: Any) -> None:
-    """Write a page of scores and of the worst utterances.
+    """Write an HTML page with the scores and the worst utterances.
 
     Cuts without a hypothesis are left out. The refused cuts, the options and the speed are read from failures.jsonl and
     scores.json beside the hypotheses (of decode.py).

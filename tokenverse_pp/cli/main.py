@@ -41,12 +41,12 @@ PREPARE = {
 
 @click.group(cls=Group, lazy=MANIFEST_COMMANDS)
 def manifest() -> None:
-    """Labelled cuts: get them from corpora and tables, check, count, label, mix and split them."""
+    """Make labelled cuts from corpora and tables; check, count, label, mix and split them."""
 
 
 @manifest.group(cls=Group, lazy=PREPARE)
 def prepare() -> None:
-    """Turn a corpus into labelled cuts."""
+    """Convert a corpus to labelled cuts."""
 
 
 COMMANDS = {

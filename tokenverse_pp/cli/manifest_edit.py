@@ -55,13 +55,13 @@ from tokenverse_pp.data.normalise import NORMALISERS
     type=click.Path(dir_okay=False),
     help="Label entities with a file of lines 'phrase TAB type [TAB confidence]': longest match, whole words.",
 )
-@click.option("--match-case", is_flag=True, help="Of the gazetteer: tell Paris from paris.")
+@click.option("--match-case", is_flag=True, help="With --gazetteer: match case.")
 @click.option(
     "--confidence",
     type=click.FloatRange(0, 1),
     default=0.5,
     show_default=True,
-    help="Of entities whose finder gives none: gazetteer lines without one, spaCy's rules.",
+    help="Confidence of entities without one: gazetteer lines without confidence, spaCy's rules.",
 )
 @options_from(LabelChange, "replace_labels")
 @overwrite_option
@@ -87,7 +87,7 @@ def label(
     Entities of spaCy and gazetteers are marked as machine labels: each entity has a "source" such as
     machine:spacy/fr_core_news_sm and a "confidence" from 0 to 1, and the cut's custom field label_source says that
     its task ner was labelled by that machine. `manifest stats` counts them separately. A cut that already has entities
-    is refused without --replace-labels, so that human and machine labels never mix unnoticed.
+    is refused without --replace-labels, so that human and machine labels are not mixed by mistake.
 
     With --engine ray, the same command resumes a stopped run from OUTPUT.parts.
     """
@@ -118,7 +118,7 @@ def _finder(
 ) -> Optional[EntityFinder]:
 
     if pipeline and gazetteer:
-        raise UserError("--spacy and --gazetteer: expected one of them; a cut has one maker of its entities")
+        raise UserError("--spacy and --gazetteer: expected one of them; the entities of a cut have one source")
     if pipeline:
         return SpacyEntities(pipeline, confidence)
     if gazetteer:
@@ -152,10 +152,10 @@ def _same_finder(change: LabelChange, found: Tuple[Any, ...], run: str) -> Optio
     "--temperature",
     type=click.FloatRange(0, 1),
     default=None,
-    help="Share of each ~ hours^T: 1 draws all hours alike, 0 gives each the same share. [default: 1]",
+    help="Shares are proportional to hours^T: 1 draws all hours alike, 0 gives equal shares. [default: 1]",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the order in an interleaved manifest.")
-@click.option("--prefix", is_flag=True, help="Put the manifest's name before ids (interleaved manifest only).")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the order of an interleaved manifest.")
+@click.option("--prefix", is_flag=True, help="Prefix ids with the name of their manifest (interleaved manifest only).")
 @overwrite_option
 def mix(
     cuts: Tuple[str, ...],
@@ -208,7 +208,7 @@ def mix(
 @click.command()
 @click.argument("cuts", type=click.Path(dir_okay=False))
 @click.argument("output", type=click.Path(dir_okay=False))
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the order.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the order.")
 @overwrite_option
 def shuffle(cuts: str, output: str, seed: int, overwrite: bool) -> None:
     """Write CUTS to OUTPUT in random order, for training, which shuffles only within a buffer (data.buffer_size).
@@ -254,7 +254,7 @@ def _numbers(text: str, expected: int) -> List[float]:
     kinds={"option": "--by", "default": ("speaker",)},
     text_words={"type": click.IntRange(min=1)},
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Which groups go where.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the assignment.")
 @overwrite_option
 def split(cuts: str, output_dir: Path, shares: str, seed: int, overwrite: bool, **given: Any) -> None:
     """Split CUTS into OUTPUT_DIR/cuts_train.jsonl.gz, cuts_dev.jsonl.gz and so on, without leaks.
@@ -349,17 +349,21 @@ def subset(source: str, output: str, overwrite: bool, **given: Any) -> None:
 @click.option(
     "--recordings",
     type=click.Path(path_type=Path),
-    help="TURNS is a lhotse SupervisionSet, and this the RecordingSet it belongs to. [default: TURNS is a CutSet]",
+    help="RecordingSet of TURNS, if TURNS is a lhotse SupervisionSet. [default: TURNS is a CutSet]",
 )
 @click.option(
     "--tasks",
     default="asr,scd,endp",
     show_default=True,
-    help="What the turns are labelled for; lid needs a language, ner needs entities. Endpoints are labelled here.",
+    help="Tasks of the turns; lid needs a language, ner needs entities. Endpoints are labelled by this command.",
 )
-@click.option("--language", help="Language code of turns that name none.")
+@click.option("--language", help="Language code of turns without a language.")
 @click.option(
-    "--normaliser", type=click.Choice(list(NORMALISERS)), default="none", show_default=True, help="Of the texts."
+    "--normaliser",
+    type=click.Choice(list(NORMALISERS)),
+    default="none",
+    show_default=True,
+    help="Normaliser of the texts.",
 )
 @overwrite_option
 @window_options

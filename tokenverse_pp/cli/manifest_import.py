@@ -27,11 +27,13 @@ OPTIONS = together(
         inline={"option": "--inline-entities"},
         widen={"option": "--widen-entities"},
     ),
-    click.option("--any-rate", is_flag=True, help="Keep audio that is not 16 kHz; default: write it again at 16 kHz."),
+    click.option("--any-rate", is_flag=True, help="Keep audio at other rates; default: convert it to 16 kHz."),
     options_from(ImportOptions, "allow_pipes"),
-    click.option("--column", "columns", multiple=True, metavar="FIELD=COLUMN", help="Which column holds a field."),
-    click.option("--set", "constants", multiple=True, metavar="FIELD=VALUE", help="A field of rows that lack it."),
-    click.option("--times", type=click.Choice(["s", "ms"]), default="s", show_default=True, help="Unit in tables."),
+    click.option("--column", "columns", multiple=True, metavar="FIELD=COLUMN", help="Column of a field."),
+    click.option("--set", "constants", multiple=True, metavar="FIELD=VALUE", help="Value for rows without the field."),
+    click.option(
+        "--times", type=click.Choice(["s", "ms"]), default="s", show_default=True, help="Unit of times in tables."
+    ),
     options_from(ImportOptions, "delimiter"),
     click.option("--tasks", help="Tasks that all rows are labelled for, e.g. asr,lid. Default: by the fields."),
     options_from(
@@ -48,7 +50,7 @@ OPTIONS = together(
 @OPTIONS
 @overwrite_option
 def import_corpus(output: Path, overwrite: bool, **given: Any) -> None:
-    """Turn tables and annotation files into labelled cuts, written to OUTPUT (.jsonl or .jsonl.gz).
+    """Convert tables and annotation files to labelled cuts, written to OUTPUT (.jsonl or .jsonl.gz).
 
     One source gives the turns (--table, --kaldi, --hf, --stm, --subtitles, --transcripts, or --rttm, or --ctm); others
     may add what is missing: speakers (--rttm), words (--ctm), entities (--brat, --conll), audio (--recordings).
@@ -56,7 +58,7 @@ def import_corpus(output: Path, overwrite: bool, **given: Any) -> None:
     \b
     A table with columns audio, text, language:
       tokenverse-pp manifest import cuts.jsonl.gz --table T.csv --audio-dir AUDIO
-    Other names of columns, one language for all, entities marked in the text:
+    Other column names, one language for all rows, entities marked in the text:
       ... --table T.tsv --column audio=path --column text=sentence --set language=fr \\
           --inline-entities brackets        # [Paris](LOC)
     Meetings: audio table, text from STM, speakers from RTTM, entities from BRAT:
@@ -65,10 +67,10 @@ def import_corpus(output: Path, overwrite: bool, **given: Any) -> None:
     \b
     Fields: id, audio (path), recording (name), channel (1 or A is the first, 3 or C the third),
     start, end, duration, text, speaker, language, entities, endpoint, tasks, custom.NAME.
-    A column with a field's name is that field. An empty cell is missing: the cut is then not
-    labelled for the task of that field. No entity is [] (or a marked text without marks).
-    Tasks by fields: asr text, scd speaker, endp endpoint, ner entities, lid language,
-    punct custom.written (or the text, by --written).
+    Columns with the name of a field need no --column. An empty cell is missing: the cut is then not
+    labelled for the task of the field. [] (or marked text without marks) means no entities.
+    Fields of tasks: text (asr), speaker (scd), endpoint (endp), entities (ner), language (lid),
+    custom.written, or the text with --written (punct).
 
     Rows that cannot be mapped are listed with file and line, and nothing is written without --skip-bad.
     """

@@ -45,7 +45,7 @@ from tokenverse_pp.data.samplers import open_source
 
 @click.command()
 @click.argument("cuts", nargs=-1, required=True, type=click.Path())
-@click.option("--audio", is_flag=True, help="Decode all the audio as well: finds missing and truncated files.")
+@click.option("--audio", is_flag=True, help="Also decode all audio, to find missing and truncated files.")
 @click.option("--all", "list_all", is_flag=True, help="List every problem, not only the first of each manifest.")
 @click.option("--first", type=click.IntRange(min=1), help="List the first N problems of each manifest. [default: 1]")
 @source_options
@@ -75,12 +75,16 @@ def validate(cuts: Tuple[str, ...], audio: bool, list_all: bool, first: Optional
 @click.option(
     "--json", "json_path", type=click.Path(dir_okay=False), help="Write the counts to this file, which is replaced."
 )
-@click.option("--plot", type=click.Path(dir_okay=False), help="Draw hours by task and language (.png), replaced.")
+@click.option(
+    "--plot",
+    type=click.Path(dir_okay=False),
+    help="Draw hours by task and language to this file (.png), which is replaced.",
+)
 def stats(cuts: Tuple[str, ...], json_path: Optional[str], plot: Optional[str]) -> None:
     """Count hours, turns, words and task tokens of CUTS, by task and language, labelled and not labelled.
 
-    "machine h" are the labelled hours whose labels a machine made (`manifest label`). With several manifests, or cuts
-    that name their corpus (custom field corpus), it also shows what each contributes to each task.
+    "machine h" is the part of the labelled hours that was labelled by a machine (`manifest label`). With several
+    manifests, or several corpora (custom field corpus of the cuts), it also shows the hours of each for each task.
     """
     with reading_bar(cuts, "stats") as bar:
         counts = count_manifests(cuts, bar)
@@ -97,7 +101,7 @@ def stats(cuts: Tuple[str, ...], json_path: Optional[str], plot: Optional[str]) 
 @click.command()
 @click.argument("cut_id", metavar="ID")
 @click.option("--cuts", required=True, type=click.Path(), help="Manifest of the cuts.")
-@click.option("--tasks", help="Only the tokens of these, e.g. asr,ner. Default: of all that the cut is labelled for.")
+@click.option("--tasks", help="Show only the tokens of these tasks, e.g. asr,ner. Default: all tasks of the cut.")
 def show(cut_id: str, cuts: str, tasks: Optional[str]) -> None:
     """Print the cut ID as text with task tokens, its turns with times, and the tasks that it is not labelled for."""
     click.echo(show_cut(find_cut(cuts, cut_id), tasks_named(tasks, "--tasks")))
@@ -106,14 +110,14 @@ def show(cut_id: str, cuts: str, tasks: Optional[str]) -> None:
 @click.command()
 @click.argument("cuts", nargs=-1, required=True, type=click.Path(exists=True))
 def index(cuts: Tuple[str, ...]) -> None:
-    """Write an index beside each of CUTS (manifests or Shar folders), named like it with .index appended.
+    """Write an index for each of CUTS (manifests or Shar folders): a file beside it with .index appended to its name.
 
     \b
       manifest index cuts_train.jsonl shar/train
 
-    With it, training counts and compares a manifest, and finds its place in it, without reading it. In a plain .jsonl
-    any cut is found at once; a .jsonl.gz must still be unpacked from its start. Write it again when CUTS change: an
-    index that does not match is refused.
+    With an index, training need not read a whole manifest to count its cuts, to compare it with that of a checkpoint,
+    or to find where to resume. A .jsonl.gz must still be unpacked up to that place. Write the index again when CUTS
+    change: an index that does not match is refused.
     """
     for path in cuts:
         index_path(path).unlink(missing_ok=True)
@@ -161,7 +165,7 @@ def to_shar(cuts: str, output_dir: Path, shard_size: int, audio: str, jobs: int)
     required=True,
     multiple=True,
     type=click.Path(path_type=Path),
-    help="Training configuration whose model.encoder (kind: frozen or split) makes the features; later ones win.",
+    help="Training configuration with the model.encoder (kind: frozen or split); later files override.",
 )
 @click.option(
     "--storage-dir", type=click.Path(path_type=Path), help="Folder of the arrays. [default: OUTPUT's name + .features]"
@@ -173,21 +177,21 @@ def to_shar(cuts: str, output_dir: Path, shard_size: int, audio: str, jobs: int)
     type=float,
     default=(1.0,),
     show_default=True,
-    help="Speed factor; give it several times (0.9, 1.0, 1.1) for speed perturbation.",
+    help="Speed factor; may be given again (0.9, 1.0, 1.1), for speed perturbation.",
 )
 @click.option(
     "--dtype",
     type=click.Choice(["float16", "float32"]),
     default="float16",
     show_default=True,
-    help="Of the stored numbers.",
+    help="Type of the stored numbers.",
 )
-@click.option("--bf16", is_flag=True, help="Run the encoder in bfloat16: faster, less exact.")
+@click.option("--bf16", is_flag=True, help="Run the encoder in bfloat16, which is faster and less exact.")
 @click.option("--max-duration", type=float, default=60.0, show_default=True, help="Seconds of audio encoded at once.")
 @options_from(
     ChunkOptions, "chunk_ms", "left_chunks", "sinks", "strict", chunk_ms={"default": 0}, left_chunks={"default": -1}
 )
-@click.option("--sample", type=int, help="Take N cuts at random (seed 0), not all.")
+@click.option("--sample", type=int, help="Use only N random cuts (seed 0).")
 @overwrite_option
 @jobs_option
 @threads_option
@@ -211,9 +215,9 @@ def store_features(
     """Store the frozen encoder's features of CUTS, and write cuts that refer to them to OUTPUT.
 
     Training with data.stored_features=true then skips the encoder, which takes most of a step. Features of chunks are
-    added to those that CUTS already have: run it once for each combination that model.streaming draws, into a new file
-    or with OUTPUT = CUTS and --overwrite. With --num-jobs the processes share the GPUs, or the cores if there are no
-    GPUs. With --engine ray, the same command resumes a stopped run.
+    added to those that CUTS already have: run the command once for each combination that model.streaming draws, into a
+    new file or with OUTPUT = CUTS and --overwrite. With --num-jobs the processes share the GPUs, or the cores if there
+    are no GPUs. With --engine ray, the same command resumes a stopped run.
     """
     from tokenverse_pp.api.folders import locate_encoder
     from tokenverse_pp.data.distributed import set_threads
@@ -225,7 +229,7 @@ def store_features(
     chunks = ChunkOptions(**given)
     folder = storage_dir or output.with_name(output.name.split(".")[0] + ".features")
     if url_of(folder) is not None:
-        raise UserError("--storage-dir: expected a local folder, also where OUTPUT is a URL: arrays are files")
+        raise UserError("--storage-dir: expected a local folder for the arrays, also if OUTPUT is a URL")
     refuse_existing([output], overwrite)
     chosen = load_cuts([str(cuts)], "CUTS")
     config = parse_config([word for path in config_files for word in ("--config", str(path))]).model.encoder

@@ -20,9 +20,9 @@ from tokenverse_pp.data.editing.conversations import ConversationOptions
 from tokenverse_pp.data.normalise import NORMALISERS
 
 RERUN = (
-    "A rerun keeps what is whole, and prepares what is missing, or was prepared with other options or from other files "
-    "(OUT/prepared.json has their number, bytes and newest time). OUT/left_out.jsonl lists all that is in no cut, and "
-    "why."
+    "A repeated run keeps complete parts, and prepares those that are missing, or were prepared with other options or "
+    "from other files (OUT/prepared.json has their number, bytes and newest time). OUT/left_out.jsonl lists what is in "
+    "no cut, with the reason."
 )
 corpus_argument = click.argument("corpus_dir", type=click.Path(file_okay=False, path_type=Path))
 common_options = together(
@@ -55,20 +55,20 @@ common = together(corpus_argument, common_options, engine_options, as_preparatio
 written_option = click.option(
     "--written",
     is_flag=True,
-    help="Label punct too: punctuation and capitals, where the written text has the words of the plain one.",
+    help="Also label punct (punctuation and case), if the written text has the same words as the plain text.",
 )
 languages_option = click.option(
     "--language",
     "languages",
     multiple=True,
-    help="A language folder of the corpus; give it several times. [default: all that are there]",
+    help="A language folder of the corpus; may be given again. [default: all]",
 )
 # Options of corpora of telephone calls.
 call_options = together(
     click.option(
         "--transcripts",
         type=click.Path(file_okay=False, path_type=Path),
-        help="Folder of the transcripts, where it is not in CORPUS_DIR.",
+        help="Folder of the transcripts, if it is not in CORPUS_DIR.",
     ),
     click.option(
         "--channels",
@@ -80,7 +80,7 @@ call_options = together(
     click.option(
         "--names",
         is_flag=True,
-        help="Label ner too: proper names, type NAME, as far as the transcribers marked them (&Bob).",
+        help="Also label ner: the proper names that the transcribers marked (&Bob), type NAME.",
     ),
 )
 

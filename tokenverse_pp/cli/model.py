@@ -18,7 +18,7 @@ IN_CHUNKS = ("chunk_ms", "left_chunks", "sinks")  # options of exports for strea
 
 @click.command("tokenizer", context_settings={"ignore_unknown_options": True})
 @config_options
-@click.option("--output", required=True, type=click.Path(dir_okay=False, path_type=Path), help="The model file.")
+@click.option("--output", required=True, type=click.Path(dir_okay=False, path_type=Path), help="Model file to write.")
 def tokenizer(config_files: Tuple[Path, ...], overrides: Tuple[str, ...], output: Path) -> None:
     """Train the SentencePiece tokenizer of a run on data.train, before the run and without its GPUs.
 
@@ -26,8 +26,8 @@ def tokenizer(config_files: Tuple[Path, ...], overrides: Tuple[str, ...], output
       tokenizer --config my.yaml --tokenizer.sentences 1000000 --output data/tokenizer.model
       python recipes/train.py --config my.yaml --tokenizer.model data/tokenizer.model
 
-    Training would make the same tokenizer. With tokenizer.sentences, texts are drawn by data.weights like cuts, so that
-    a large corpus has no larger share of the vocabulary than of training; without it, every text counts once.
+    The tokenizer is the same as that of a training. With tokenizer.sentences, texts are drawn by data.weights like
+    cuts, so that a corpus has the same share in the vocabulary as in training. Without it, every text counts once.
     """
     from tokenverse_pp.data.access import allow_sources
     from tokenverse_pp.models.bundle import get_tokenizer
@@ -48,22 +48,22 @@ def tokenizer(config_files: Tuple[Path, ...], overrides: Tuple[str, ...], output
 @click.command("average")
 @click.argument("exp_dir", type=click.Path(path_type=Path))
 @click.argument("output", type=click.Path(path_type=Path))
-@click.option("--last", type=click.IntRange(min=1), default=1, show_default=True, help="How many checkpoints.")
+@click.option("--last", type=click.IntRange(min=1), default=1, show_default=True, help="Number of checkpoints.")
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "float16"]),
     default="float32",
     show_default=True,
-    help="Of the stored weights; float16 halves the folder, and is turned back into float32 when it is loaded.",
+    help="Type of the stored weights. float16 halves the size of the folder; loading converts it to float32.",
 )
 @click.option(
     "--running",
     is_flag=True,
-    help="The mean over all the steps from the first to the last of them, not of these few: needs the running average "
-    "of a run with training.average_period, and --last 2 or more.",
+    help="Mean over all steps between the first and the last of these checkpoints. Needs a run with "
+    "training.average_period, and --last 2 or more.",
 )
 def average(exp_dir: Path, output: Path, last: int, dtype: str, running: bool) -> None:
-    """Average the last checkpoints in EXP_DIR into the model folder OUTPUT: a new or empty folder, or a model."""
+    """Write the mean of the last checkpoints in EXP_DIR to the folder OUTPUT, which is new, empty or a model."""
     import torch
 
     from tokenverse_pp.api.folders import check_target
@@ -74,7 +74,7 @@ def average(exp_dir: Path, output: Path, last: int, dtype: str, running: bool) -
     check_target(output)
     found = checkpoint.list_checkpoints(exp_dir)
     if len(found) < last:
-        raise UserError(f"{exp_dir}: --last {last} checkpoints wanted, {len(found)} found")
+        raise UserError(f"{exp_dir}: expected at least the {last} checkpoints of --last, found {len(found)}")
     chosen = found[-last:]
     if running and last < 2:
         raise UserError("--running: needs --last 2 or more, to have a first and a last checkpoint")
@@ -90,13 +90,15 @@ def average(exp_dir: Path, output: Path, last: int, dtype: str, running: bool) -
 
 @click.command("export")
 @click.argument("model")
-@click.option("--format", "kind", type=click.Choice(["onnx"]), default="onnx", show_default=True, help="Of the export.")
+@click.option(
+    "--format", "kind", type=click.Choice(["onnx"]), default="onnx", show_default=True, help="Format of the export."
+)
 @click.option("--output-dir", required=True, type=click.Path(path_type=Path), help="Folder for the exported model.")
-@click.option("--encoder", default="", help="Where the pretrained encoder is, if not where it was in training.")
+@click.option("--encoder", default="", help="Folder of the pretrained encoder. [default: as in training]")
 @options_from(ExportOptions, "precision", precision={"default": None})
 @click.option("--int8", is_flag=True, help="Short for --precision int8.")
 @click.option("--float16", is_flag=True, help="Short for --precision float16.")
-@click.option("--streaming", is_flag=True, help="The streaming form: the encoder in chunks, as the options below say.")
+@click.option("--streaming", is_flag=True, help="Export for streams, in the chunks of the options below.")
 @options_from(
     ChunkOptions,
     *IN_CHUNKS,
@@ -119,8 +121,8 @@ def average(exp_dir: Path, output: Path, last: int, dtype: str, running: bool) -
     "token_bias",
     form={
         "help": "For sherpa-onnx. ctc: whole utterances, by the model's CTC head; online: streams of a Whisper "
-        "encoder, by the transducer, in chunks as the options above say; prompt: the same, with tasks that are chosen "
-        "for each stream. [default: ctc]"
+        "encoder, by the transducer, in the chunks of the options above; prompt: as online, and each stream chooses "
+        "its tasks. [default: ctc]"
     },
     task_sets={"option": "--tasks", "type": str, "multiple": True},
     token_bias=TOKEN_BIAS,
@@ -174,5 +176,5 @@ def _sherpa_form(target: str, form: Any, streaming: bool) -> Any:
             raise UserError(f"--form {form}: only with --for sherpa-onnx")
         return None
     if streaming:
-        raise UserError("--streaming: not with --for sherpa-onnx, where --form online or prompt says it")
+        raise UserError("--streaming: not with --for sherpa-onnx, which has --form online and prompt instead")
     return form or "ctc"

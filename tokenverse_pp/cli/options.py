@@ -144,7 +144,7 @@ threads_option = click.option(
     "--threads",
     type=click.IntRange(min=0),
     default=0,
-    help="CPU threads; 0: as OMP_NUM_THREADS says, else by the size of the model and the number of cores.",
+    help="CPU threads; 0: OMP_NUM_THREADS if set, else by the size of the model and the number of cores.",
 )
 
 # Of commands that write a manifest; they call `refuse_existing`. Reports (scores, comparisons, plots) are replaced.
@@ -173,7 +173,7 @@ def engine_options(command: Command) -> Command:
             if unused:
                 raise UserError(f"--{unused[0].replace('_', '-')}: only with --engine ray")
         elif options.get("jobs", 1) > 1:
-            raise UserError("--num-jobs: processes of this machine; with --engine ray it is --num-workers")
+            raise UserError("--num-jobs: sets the processes of this machine; with --engine ray use --num-workers")
         with opened(EngineOptions(**own)):
             return command(*arguments, **options)
 
@@ -187,7 +187,7 @@ config_options = together(
         "config_files",
         multiple=True,
         type=click.Path(path_type=Path),
-        help="Training configuration; given again, later ones win. Single values as in training: --section.key value.",
+        help="Training configuration; if given again, later files override. Single values: --section.key value.",
     ),
     click.argument("overrides", nargs=-1, type=click.UNPROCESSED, metavar="[--SECTION.KEY VALUE]..."),
 )
@@ -224,7 +224,9 @@ def plugin_option(command: Command) -> Command:
 def plugin_options(command: Command) -> Command:
     """Add ``--plugin`` and ``--trust-plugins`` to a command that loads a model and takes ``trust_plugins``."""
     trust = click.option(
-        "--trust-plugins", is_flag=True, help="Run the files that the model names for its tasks: code of its author."
+        "--trust-plugins",
+        is_flag=True,
+        help="Run the files that the model names for its tasks. This runs code of the model's author.",
     )
     return plugin_option(trust(command))
 

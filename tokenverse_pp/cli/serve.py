@@ -26,12 +26,12 @@ from tokenverse_pp.serving.protocol import Limits
 @click.command()
 @model_options
 @device_option
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0: all of them.")
-@click.option("--port", default=8765, show_default=True, type=click.IntRange(0, 65535), help="0: one that is free.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0: all addresses.")
+@click.option("--port", default=8765, show_default=True, type=click.IntRange(0, 65535), help="0: any free port.")
 @click.option(
     "--model-name", help="Name of the model for /v1/models and uploads. [default: that of its folder, or its id]"
 )
-@click.option("--tasks", help="Tasks that clients may ask for, with commas. [default: all of the model]")
+@click.option("--tasks", help="Tasks that clients may request, e.g. asr,scd. [default: all of the model]")
 @options_from(StreamingOptions, "inactive")
 @options_from(
     TranscribeOptions,
@@ -69,7 +69,9 @@ from tokenverse_pp.serving.protocol import Limits
     sinks={"type": click.IntRange(min=0)},
 )
 @click.option(
-    "--token-file", type=click.Path(path_type=Path), help="Token that clients must give; or $TOKENVERSE_TOKEN."
+    "--token-file",
+    type=click.Path(path_type=Path),
+    help="File with the token that clients must send; or $TOKENVERSE_TOKEN.",
 )
 @click.option("--allow-origin", multiple=True, help="Other web pages that may connect: https://HOST; repeatable.")
 @options_from(
@@ -85,7 +87,7 @@ from tokenverse_pp.serving.protocol import Limits
     upload_bytes={"option": "--max-upload-bytes"},
 )
 @threads_option
-@click.option("-v", "--verbose", is_flag=True, help="Log what the HTTP library does too.")
+@click.option("-v", "--verbose", is_flag=True, help="Also log messages of the HTTP library.")
 @plugin_options
 def serve(
     host: str, port: int, token_file: Optional[Path], allow_origin: Tuple[str, ...], verbose: bool, **given: Any
@@ -175,8 +177,8 @@ def _search(given: Mapping[str, Any], has_language: bool) -> SearchOptions:
 @click.command()
 @click.argument("audio", type=click.Path(dir_okay=False))
 @click.option("--url", default="ws://127.0.0.1:8765/stream", show_default=True, help="Address of the server's streams.")
-@click.option("--tasks", help="Tasks to decode, with commas. [default: all that the server offers]")
-@click.option("--real-time", is_flag=True, help="Send no faster than it was spoken.")
+@click.option("--tasks", help="Tasks to decode, e.g. asr,scd. [default: all that the server offers]")
+@click.option("--real-time", is_flag=True, help="Send at the speed of the recording.")
 @click.option(
     "--format",
     default="pcm16",
@@ -187,15 +189,17 @@ def _search(given: Mapping[str, Any], has_language: bool) -> SearchOptions:
 @click.option(
     "--partials/--no-partials", default=True, show_default=True, help="Show partial results, which may still change."
 )
-@click.option("--pauses", is_flag=True, help="Show how probable it is, in a pause, that the utterance is complete.")
+@click.option("--pauses", is_flag=True, help="In pauses, show the probability that the utterance is complete.")
 @click.option("--reset-at-endpoint", is_flag=True, help="Restart the search at each [ENDP].")
-@click.option("--language", help="What is spoken, e.g. fr, or several: fr,nl. [default: as the server was started]")
+@click.option("--language", help="Spoken language, e.g. fr, or several: fr,nl. [default: that of the server]")
 @click.option(
     "--hotwords",
     type=click.Path(path_type=Path),
     help="File of phrases to prefer: 'phrase [TAB bonus]'. [default: those of the server]",
 )
-@click.option("--lm/--no-lm", default=None, help="The server's language model (serve --lm). [default: if it has one]")
+@click.option(
+    "--lm/--no-lm", default=None, help="Use the server's language model (serve --lm). [default: if it has one]"
+)
 @options_from(
     SearchOptions,
     *("hotword_score", "lm_scale", "lm_bonus"),
@@ -206,7 +210,9 @@ def _search(given: Mapping[str, Any], has_language: bool) -> SearchOptions:
     lm_scale={"default": None, "help": "Scale of the server's language model. [default: as the server was started]"},
     lm_bonus={"default": None, "help": "Added for each token that it scores. [default: as the server was started]"},
 )
-@click.option("--token-file", type=click.Path(dir_okay=False), help="Token for the server; or $TOKENVERSE_TOKEN.")
+@click.option(
+    "--token-file", type=click.Path(dir_okay=False), help="File with the server's token; or $TOKENVERSE_TOKEN."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print each event as a line of JSON.")
 def stream(
     audio: str,

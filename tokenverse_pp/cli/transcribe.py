@@ -53,23 +53,23 @@ FORMATS = ("text", "raw", "json", "srt", "vtt", "rttm", "stm", "ctm", "html")
 @click.option(
     "--times/--no-times",
     default=None,
-    help="Begin the paragraphs of text and html with their times. [default: text of one paragraph without]",
+    help="Start paragraphs of text and html with their times. [default: not for text of one paragraph]",
 )
 @click.option("--output-dir", type=click.Path(path_type=Path), help="Write a file for each input and format into it.")
-@click.option("--recursive", is_flag=True, help="Look for audio in folders of folders too.")
+@click.option("--recursive", is_flag=True, help="Also look for audio in subfolders.")
 @click.option(
     "--channels",
     type=click.Choice(["mix", "each"]),
     default="mix",
     show_default=True,
-    help="Of stereo and more: average them, or transcribe each as a recording of its own (NAME-1, NAME-2, ..).",
+    help="Average the channels, or transcribe each as a recording of its own (NAME-1, NAME-2, ..).",
 )
-@click.option("--raw", is_flag=True, help="Standard input is bare samples: 16 bits, little-endian, one channel.")
-@click.option("--raw-rate", type=int, default=16000, show_default=True, help="Their rate in Hz.")
+@click.option("--raw", is_flag=True, help="Standard input has raw samples: 16 bits, little-endian, one channel.")
+@click.option("--raw-rate", type=int, default=16000, show_default=True, help="Sampling rate of --raw in Hz.")
 @device_option
 @options_from(TranscribeOptions, "precision", "batch_seconds")
 @threads_option
-@click.option("--list-tasks", is_flag=True, help="Print what the model knows, and stop.")
+@click.option("--list-tasks", is_flag=True, help="Print the model's tasks and languages, and stop.")
 @plugin_options
 @source_options
 @engine_options

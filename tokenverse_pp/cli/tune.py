@@ -24,7 +24,9 @@ from tokenverse_pp.cli.options import (
 
 @click.command()
 @model_options
-@click.option("--cuts", required=True, type=click.Path(path_type=Path), help="Labelled cuts that were not trained on.")
+@click.option(
+    "--cuts", required=True, type=click.Path(path_type=Path), help="Labelled cuts that are not in the training data."
+)
 @click.option(
     "--token",
     "tokens",
@@ -34,11 +36,11 @@ from tokenverse_pp.cli.options import (
 @options_from(DecodeOptions, "tasks", tasks={"type": str})
 @options_from(SearchOptions, "method", "beam", "lm", "lm_scale", "lm_bonus", lm={"type": click.Path()})
 @options_from(DecodeOptions, "stored_features", "precision", "max_duration", "window")
-@click.option("--first", type=click.IntRange(min=1), help="The first N cuts only.")
+@click.option("--first", type=click.IntRange(min=1), help="Use only the first N cuts.")
 @click.option(
     "--output-dir",
     type=click.Path(path_type=Path),
-    help="Save the model with the biases found in its joiner; the blank penalty stays an option.",
+    help="Save the model with the biases in its joiner. The blank penalty remains an option of decoding.",
 )
 @device_option
 @threads_option
@@ -86,7 +88,7 @@ def tune(cuts: Path, tokens: Tuple[str, ...], first: Optional[int], output_dir: 
     click.echo(table_of(tried, held_out.scores(found)))
     words = [f"--blank-penalty {found.blank_penalty:g}"] if found.blank_penalty else []
     words += [f"--token-bias '{token}={number:g}'" for token, number in found.token_bias]
-    click.echo(f"\noptions: {' '.join(words) or 'none helps'}")
+    click.echo(f"\noptions: {' '.join(words) or 'none improves the scores'}")
     if output_dir is not None:
         save_with_biases(loaded, output_dir, found)
         penalty = f"; decode it with {words[0]}" if found.blank_penalty else ""
@@ -103,18 +105,18 @@ def tune(cuts: Path, tokens: Tuple[str, ...], first: Optional[int], output_dir: 
     left_chunks={"default": 8},
 )
 @options_from(SearchOptions, "method", "beam", method={"default": "greedy"})
-@click.option("--first", type=click.IntRange(min=1), help="The first N cuts only.")
-@click.option("--store", is_flag=True, help="Fit thresholds to these cuts, and keep them in the model's calibration.")
+@click.option("--first", type=click.IntRange(min=1), help="Use only the first N cuts.")
+@click.option("--store", is_flag=True, help="Fit thresholds to these cuts, and write them to the model's calibration.")
 @click.option(
     "--calibration", type=click.Path(path_type=Path), help="[default: calibration.json in the model's folder]"
 )
-@click.option("--output", type=click.Path(path_type=Path), help="Write the scores as JSON too.")
+@click.option("--output", type=click.Path(path_type=Path), help="Also write the scores as JSON.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw the curves (.png, .svg, .pdf).")
 @threads_option
 @plugin_options
 @source_options
 def endpoints(cuts: Path, first: Optional[int], store: bool, **given: Any) -> None:
-    """Measure false cut-offs against latency: how soon a model's endpoint probabilities show that a turn is over.
+    """Measure false cut-offs against latency of the model's endpoint probabilities at the ends of turns.
 
     \b
       tokenverse-pp endpoints --model exp/my --cuts cuts_dev.jsonl.gz --store

@@ -6,9 +6,9 @@ all hypotheses is a few small arrays (N, beam), so a frame costs the same number
 joiner runs once for hypotheses that have the same context. The arrays are NumPy arrays, because NumPy's overhead for
 few numbers is a fraction of torch's.
 
-The frames of a hypothesis's tokens are those of the most probable alignment that was merged into it, by its own
-probability (``path``). With those of the larger sum, as in icefall, the older alignment mostly wins, because its sum
-has grown for longer, and tokens are told too early.
+When hypotheses are merged, the frames of the tokens are those of the alignment with the higher probability of its own
+(``path``). icefall keeps those of the hypothesis with the larger sum. This is mostly the older one, whose sum has grown
+for longer, so the times of tokens are too early.
 
 Hypotheses with the same tokens are found by a 64-bit hash of the tokens, updated token by token. Two different token
 sequences collide with probability 2**-63 per pair: about once in 10**12 hours of speech at a beam of 8.

@@ -1,7 +1,7 @@
 """Hypotheses of the search, and the calibration of confidences.
 
-Of all words with a calibrated confidence of 0.8, four in five should be right. The geometric mean p of a word's
-posteriors is too high or too low, depending on the model. A `Calibration` maps p to
+Four in five words with a calibrated confidence of 0.8 should be correct. The geometric mean p of a word's posteriors is
+too high or too low, depending on the model. A `Calibration` maps p to
 
     logit(confidence) = a ln p - b ln(1 - p) + c,    a, b > 0
 

@@ -1,10 +1,10 @@
 """Inactive tasks: suppressed in the search, or decoded with the others and stripped from the result.
 
-A model trained with some of the labelled tasks inactive writes no tokens of inactive tasks; the search suppresses them
-in case it does (``suppress``). A model trained with all tasks active, or without task vectors, knows no other state:
-its predictor expects the tokens, and suppressing them causes word errors too. The model of recipes/toy, trained as its
+A model trained with some of the labelled tasks inactive writes few tokens of inactive tasks; the search suppresses the
+rest (``suppress``). A model trained with all tasks active, or without task vectors, has learnt no other state: its
+predictor expects the tokens, and suppressing them also causes word errors. The model of recipes/toy, trained as its
 README says, has a WER of 40% with ``asr`` alone if all task tokens are suppressed, and of 5% if all tasks are decoded
-and the tokens of inactive ones are removed from the result (``strip``). This module imports neither torch nor lhotse.
+and the tokens of inactive tasks are removed from the result (``strip``). This module imports neither torch nor lhotse.
 """
 
 from __future__ import annotations

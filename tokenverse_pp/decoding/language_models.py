@@ -1,10 +1,10 @@
 """Shallow fusion with an external language model, trained on text alone.
 
 The transducer knows only the words of its training texts. A language model of written text, or a list of words with
-their frequencies, knows more. Each token of a hypothesis earns ``lm_scale x log P(token | tokens before) + lm_bonus``,
-and its end ``lm_scale x log P(end)``. Task tokens and blanks earn nothing and are not part of the history. ``lm_bonus``
-compensates for what every token loses: without it hypotheses become too short. (``length_bonus`` cannot replace it:
-task tokens earn it too, so there would be too many of them.)
+their frequencies, has more words. Each token of a hypothesis earns
+``lm_scale x log P(token | tokens before) + lm_bonus``, and its end ``lm_scale x log P(end)``. Task tokens and blanks
+earn nothing and are not part of the history. ``lm_bonus`` compensates for what every token loses: without it hypotheses
+become too short. (``length_bonus`` cannot replace it: task tokens earn it too, so there would be too many of them.)
 
 The file name determines which of two kinds a model is:
 
@@ -157,11 +157,13 @@ def language_model_for(options: SearchOptions, tokenizer: Tokenizer, tasks: Opti
         chosen = _files_of_languages(path, files, _languages(pieces, tasks))
         if tasks is not None and "lid" not in tasks:
             raise UserError(
-                f"{path}: one of its language models is chosen by the task lid, which is not decoded; name a file"
+                f"{path}: a folder of language models needs the task lid, which is not decoded; pass a file"
             )
         missing = sorted(set(written) - set(chosen))
         if missing:
-            raise UserError(f"{path}: has no language model for {', '.join(missing)}; add one, or choose the languages")
+            raise UserError(
+                f"{path}: has no language model for {', '.join(missing)}; add one, or restrict the languages"
+            )
         needed = {language: chosen[language] for language in written} or chosen
         used = {language_token(language): (files[code], code) for language, code in needed.items()}
     else:
@@ -287,7 +289,7 @@ def _read(path: str, changed: int, code: str, encoder: _Encoder) -> Tuple[Ngrams
         model.save(kept)
         _tidy(kept.parent)
     except OSError as error:
-        log.warning(f"warning: {kept}: cannot be written ({error.strerror}): {path} is read anew each time")
+        log.warning(f"warning: {kept}: cannot be written ({error.strerror}): {path} is read again each time")
     return model, words
 
 
@@ -302,7 +304,7 @@ def _made(path: str, code: str, encoder: _Encoder) -> Ngrams:
             if unknown not in ids:
                 words.append((ids, frequency))
     if not words:
-        raise UserError(f"{path}: the model's vocabulary can write none of its words")
+        raise UserError(f"{path}: none of its words can be written with the model's vocabulary")
     return ngrams_of_words(words, len(encoder.pieces))
 
 

@@ -2,8 +2,8 @@
 
 A few windows are in memory at a time. Tokens are grouped into units that are never split: words, and task tokens. Words
 near the edges of a window are cut off or lack context, so two windows are most reliable in the middle of their overlap:
-the left one is used up to a seam near the middle, and the right one from there on. The seam is the first of these that
-exists:
+the left window is used up to a seam near the middle, and the right window after it. The seam is the first of these
+places that exists:
 
 1. a word in both windows (in the best common subsequence; at most half a second apart), outside entities in both, in
    the middle half of the overlap: the one nearest to its centre;
@@ -13,11 +13,11 @@ exists:
 4. the widest pause in the middle half, whatever it cuts.
 
 Task tokens between the seam's word and the word before it come from the left window, so no ``[SCD]`` or ``[ENDP]`` is
-doubled. An entity of which the right window has only the end is complete in the left one, and vice versa. An ``[NE]``
-that is still open at the seam is dropped if the right window does not close it, so that no later window does. Tokens
-that the constraints of the search do not allow (after 4, e.g. an ``[/NE]`` without its ``[NE]``) are dropped. The
-language is that of the first window with words: its token stays in front (earlier than it was, if the first words are
-those of the next window), and later ones are dropped.
+doubled. If the right window has only the end of an entity, the entity is complete in the left one, and vice versa. An
+``[NE]`` that is still open at the seam is dropped if the right window does not close it, so that no later window does.
+Tokens that the constraints of the search do not allow (after 4, e.g. an ``[/NE]`` without its ``[NE]``) are dropped.
+The language is that of the first window with words: its token stays in front (earlier than it was, if the first words
+are those of the next window), and later ones are dropped.
 """
 
 from __future__ import annotations

@@ -10,12 +10,12 @@ the rarest one. A file must be complete: a section for each length, in order, wi
 ``\data\``, and ``\end\`` (even in a file without counts). Comments may precede ``\data\`` and follow ``\end\``.
 
 **Word lists** with frequencies need neither running text nor the tokenizer of a model, and exist for a hundred
-languages. A recogniser trained on few hours has seen too few words to know which strings of letters are words. Each
-word is a sentence of its own, ``<s> pieces </s>``, so the model gives the probability of a piece after the word's
-pieces so far, and of the end of the word. Smoothing is that of Witten and Bell (1991, interpolated): with c the count
-of an n-gram, C that of its context, and T the number of different tokens after the context,
-``P(token | context) = (c + T P(token | shorter context)) / (C + T)``. It needs counts: beside T, shares of 1 or of 100
-would weigh next to nothing, so `read_words` converts them.
+languages. A recogniser trained on few hours of speech knows too few words. Each word is a sentence of its own,
+``<s> pieces </s>``, so the model gives the probability of a piece after the word's pieces so far, and of the end of the
+word. Smoothing is that of Witten and Bell (1991, interpolated): with c the count of an n-gram, C that of its context,
+and T the number of different tokens after the context,
+``P(token | context) = (c + T P(token | shorter context)) / (C + T)``. It needs counts: shares of 1 or of 100 would be
+too small in comparison with T, so `read_words` converts them.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ def read_arpa(path: Path, pieces: Sequence[str]) -> Ngrams:
         raise UserError(f"{path}: holds no n-gram of this model's pieces; was the text encoded with its tokenizer?")
     found[0][(begin,)] = (-math.inf, found[0].get((begin,), (0.0, 0.0))[1])  # given, never predicted
     if not any(math.isfinite(value) for gram, (value, _) in found[0].items() if gram[0] < len(pieces)):
-        raise UserError(f"{path}: all pieces have the log-probability {NEVER:g}, that is none: not a language model")
+        raise UserError(f"{path}: all pieces have the log-probability {NEVER:g} (probability 0): not a language model")
     if found[0].get((end,), (0.0, 0.0))[0] == -math.inf:
         raise UserError(f"{path}: </s> has the log-probability {NEVER:g}: no hypothesis could end")
     return _ngrams(found, len(pieces) + 2)

@@ -7,9 +7,9 @@ written at frame s, then
     P_t = 1 - (1 - h_{s+1}) (1 - h_{s+2}) .. (1 - h_t)
 
 is the probability that the model writes ``[ENDP]`` by frame t if no word follows: it grows while a pause lasts, and
-restarts at 0 with each word piece. Bonuses of word lists and language models are not part of h_t. They do delay the
-``[ENDP]`` of a search: hypotheses that earn a bonus for more words displace the one that ends early. `retimed` moves it
-to where the model alone would write it.
+restarts at 0 with each word piece. Bonuses of word lists and language models are not part of h_t. But they delay the
+``[ENDP]`` of a search: hypotheses with a bonus for more words displace the one that ends early. `retimed` moves the
+token to the frame at which the model alone would write it.
 """
 
 from __future__ import annotations

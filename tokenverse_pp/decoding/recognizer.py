@@ -48,12 +48,14 @@ def vector_weights(loaded: ModelBundle, active: TaskSet, scales: Numbers = ()) -
     vectors = loaded.config.model.vectors
     if vectors.placement == "none" or vectors.strategy != "sum":
         raise UserError(
-            f"--vector-scale: needs a model with one vector a task (vectors.strategy=sum); this one has "
+            f"--vector-scale: needs a model with one vector per task (vectors.strategy=sum); this one has "
             f"placement={vectors.placement}, strategy={vectors.strategy}"
         )
     for task, scale in scales:
         if task not in active:
-            raise UserError(f"--vector-scale {task}={scale:g}: decoded are {', '.join(active.names)}")
+            raise UserError(
+                f"--vector-scale {task}={scale:g}: expected one of the decoded tasks {', '.join(active.names)}"
+            )
         weights[loaded.tasks.names.index(task)] = scale
     return weights
 

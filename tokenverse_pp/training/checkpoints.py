@@ -93,9 +93,11 @@ def find_start(config: Config, say: Callable[[str], None] = LOG.warning) -> Opti
             problem = checkpoint.damage(folder)
             if problem is None:
                 return folder
-            say(f"{problem}; passing over {folder.name}")
+            say(f"{problem}; {folder.name} is skipped")
         if found:
-            raise UserError(f"{exp_dir}: none of its {len(found)} checkpoints is whole; move them away to start anew")
+            raise UserError(
+                f"{exp_dir}: none of its {len(found)} checkpoints is intact; move them away to start a new run"
+            )
         return None
     if mode == "true" and not found:
         raise UserError(f"--training.resume=true: {exp_dir} holds no checkpoint")
@@ -138,7 +140,9 @@ def check_unchanged(folder: Path, state: Dict[str, Any], corpora: Sequence[Dict[
         if not changed and old["sha256"] != new["sha256"]:
             changed = f"{new['path']} has changed ({old['bytes']} bytes at the checkpoint, {new['bytes']} now)"
     if changed and not config.training.allow_changed_data:
-        raise UserError(f"{folder}: --data.train: {changed}; pass --training.allow_changed_data true to go on with it")
+        raise UserError(
+            f"{folder}: --data.train: {changed}; pass --training.allow_changed_data true to continue with it"
+        )
 
 
 def changed_options(before: Config, now: Config) -> List[str]:
@@ -383,7 +387,7 @@ def _check_same(found: Dict[str, Tensor], wanted: Dict[str, Tensor], folder: Pat
     """
     missing = sorted(set(wanted) - set(found))
     foreign = sorted(key for key in set(found) - set(wanted) if not key.startswith(PRETRAINED))
-    for what, keys in (("lacks", missing), ("has, unlike that,", foreign)):
+    for what, keys in (("lacks", missing), ("has the additional", foreign)):
         if keys:
             raise UserError(f"{folder}: cannot be averaged with {last.name}: it {what} tensor {keys[0]}")
     for key, value in wanted.items():
@@ -437,7 +441,7 @@ def average_between(start: Path, end: Path) -> Dict[str, Tensor]:
     averaged = {key: value for key, value in means[1].items() if key in weights}
     _check_same({key: value for key, value in means[0].items() if key in weights}, averaged, start, end)
     if steps[0] >= steps[1]:
-        raise UserError(f"{start} .. {end}: no period of the running average lies between them")
+        raise UserError(f"{start} .. {end}: there is no period of the running average between them")
     scale = [step / (steps[1] - steps[0]) for step in steps]
     return {
         key: (averaged[key] * scale[1] - means[0][key] * scale[0]).to(value.dtype) if key in averaged else value

@@ -95,7 +95,7 @@ def examine(config: Optional[Config] = None, encoder: str = "", gpus: int = 0) -
     yield from check_run(config, device, gpus)
 
 
-ENCODER_ADVICE = "give its folder as --model.encoder.name, or fetch it where there is a network: hf download NAME"
+ENCODER_ADVICE = "set --model.encoder.name to its folder, or download it on a machine with network: hf download NAME"
 
 
 def _guarded(name: str, check: Callable[[], Iterator[Finding]], advice: str = "") -> Iterator[Finding]:
@@ -119,7 +119,7 @@ def check_gpus(precision: str) -> Iterator[Finding]:
     if not torch.cuda.is_available():
         if Path("/dev/nvidiactl").exists() or shutil.which("nvidia-smi"):
             built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPUs only"
-            advice = "install a torch that fits the driver (docs/install.md), and see that nvidia-smi works"
+            advice = "install a torch for this driver (docs/install.md), and check that nvidia-smi works"
             yield Finding(
                 "gpu", "failed", f"there is an NVIDIA driver, but torch (built for {built}) finds no GPU", advice
             )
@@ -447,7 +447,7 @@ def check_loader(config: Config, inputs: Inputs, rate: float) -> Iterator[Findin
         yield Finding("loader", "skipped", "all training data is one batch")
         return
     speed, workers = loaded / elapsed, config.data.num_workers
-    found = f"{speed:.0f} s of audio a second and rank with num_workers {workers}; steps take {rate:.0f}"
+    found = f"{speed:.0f} s of audio per second and rank with num_workers {workers}; steps need {rate:.0f}"
     if speed >= HEADROOM * rate:
         yield Finding("loader", "ok", found)
         return
@@ -456,5 +456,5 @@ def check_loader(config: Config, inputs: Inputs, rate: float) -> Iterator[Findin
     if wanted <= cores:
         advice = f"set --data.num_workers {wanted}"
     else:
-        advice = "more workers than cores a rank: use shards (manifest to-shar) or FLAC in place of MP3 and Opus"
+        advice = "too few cores per rank: use shards (manifest to-shar), or FLAC instead of MP3 and Opus"
     yield Finding("loader", "warning", found, advice)

@@ -61,8 +61,8 @@ class Estimate:
     def describe(self) -> str:
         """A line for the terminal, with units."""
         return (
-            f"{self.steps} steps see {self.audio_hours:.0f} h of audio; at {self.rate:.0f} s of audio a second and GPU "
-            f"({self.basis}) they take {self.hours:.1f} h on {self.gpus} GPU{'s' * (self.gpus > 1)}, "
+            f"{self.steps} steps use {self.audio_hours:.0f} h of audio; at {self.rate:.0f} s of audio per second and "
+            f"GPU ({self.basis}) they take {self.hours:.1f} h on {self.gpus} GPU{'s' * (self.gpus > 1)}, "
             f"{self.gpu_hours:.1f} GPU-hours, without validation, checkpoints and waiting"
         )
 
@@ -95,5 +95,5 @@ def estimate(config: Config, gpus: int, card: str = MEASURED_CARD, rate: Optiona
         least = COMPILED_LEAST_MS if config.training.compile else LEAST_MS
         if 1000 * config.data.max_duration / rate < least:
             rate = 1000 * config.data.max_duration / least
-            basis += f"; at least {least:g} ms a batch, so larger batches would be faster"
+            basis += f"; at least {least:g} ms per batch, so larger batches would be faster"
     return Estimate(steps, seconds / SECONDS_PER_HOUR, rate, gpus, basis)

@@ -86,7 +86,7 @@ def rest_of(options: TrainingConfig) -> str:
         return "there is no checkpoint yet"
     resumes = options.resume is True or options.resume == "auto"
     how = "the same command" if resumes else "the command with --training.resume auto"
-    return f"{checkpoints[-1]} is whole, and {how} resumes from it"
+    return f"{checkpoints[-1]} is intact, and {how} resumes from it"
 
 
 BEAT = 0.5  # seconds

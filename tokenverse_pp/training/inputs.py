@@ -192,7 +192,7 @@ def check_data(config: Config, tasks: TaskSet, world: DistributedContext = ALONE
     labelled.update(*world.gather(labelled))
     nothing = ", ".join(name for name in tasks.names if name not in labelled)
     if nothing and trained and world.is_first:
-        LOG.warning(f"no cut of data.train is labelled for {nothing}: the run teaches the model nothing about it")
+        LOG.warning(f"no cut of data.train is labelled for {nothing}: the model cannot learn this")
     for path in (*d.train, *d.valid):
         with world.failing_together():
             check_sample(path, config, world)

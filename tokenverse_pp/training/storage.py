@@ -319,7 +319,7 @@ class RemoteRun:
             self._thread.join()
         self._thread, problem, self._problem = None, self._problem, None
         if problem and needed:
-            raise UserError(f"{problem}; {self.folder} has what is not uploaded: run the same command again")
+            raise UserError(f"{problem}; the rest is in {self.folder}: run the same command again to upload it")
         if problem:
             LOG.warning(f"not uploaded yet: {problem}")
 

@@ -77,7 +77,7 @@ def read_source(config: Config, tasks: TaskSet) -> InitialModel:
     if lost:
         raise UserError(
             f"--training.init_from={folder}: the model has the {lost[0]}: list all its tasks and languages under tasks "
-            "(what no cut is labelled for is kept, and costs nothing)"
+            "(tasks without labelled cuts are kept at no cost)"
         )
     tokenizer = Tokenizer.load(folder / checkpoint.TOKENIZER)
     weights = set(checkpoint.read_names(folder / checkpoint.WEIGHTS))
@@ -181,7 +181,7 @@ def start_from(
     if not tokenizer.extends(source.tokenizer):
         raise UserError(
             f"{source.folder}: trained with another vocabulary ({source.tokenizer.vocab_size} tokens, ours has "
-            f"{tokenizer.vocab_size}); leave --tokenizer.model out, and its own is taken and extended"
+            f"{tokenizer.vocab_size}); leave out --tokenizer.model to use its vocabulary, extended"
         )
     path = source.folder / checkpoint.WEIGHTS
     # Packaged models are in float16: rows are added, and vectors converted, in float32.

@@ -202,7 +202,7 @@ def test_languages_and_their_models_need_the_task_lid(searches):
     assert plain == dataclasses.replace(default, languages=None, lm=None)
     with pytest.raises(UserError, match=r"^a: .*the task 'lid' is not active"):
         transcriber.open(["asr"], "a", searches[1])
-    with pytest.raises(UserError, match=r"^a: .*is chosen by the task lid"):
+    with pytest.raises(UserError, match=r"^a: .*a folder of language models needs the task lid"):
         transcriber.open(["asr"], "a", dataclasses.replace(searches[-1], languages=None))
     with pytest.raises(UserError, match=r"^a: hotword 'ÿ': the model's vocabulary lacks"):
         transcriber.open(None, "a", SearchOptions(hotwords=("ÿ",)))
@@ -379,7 +379,7 @@ def test_errors_name_the_stream():
     for call, message in [
         (lambda: transcriber.open(["sdc"], "call 7"), f"call 7: {unknown}"),
         (lambda: transcriber.set_tasks(stream, ["sdc"]), f"stream 1: {unknown}"),
-        (lambda: transcriber.push_many([(stream, audio)] * 2), "stream 1: the stream is there twice"),
+        (lambda: transcriber.push_many([(stream, audio)] * 2), "stream 1: the stream is given twice"),
         (lambda: transcriber_of().push(stream, audio), "stream 1: a stream of another transcriber"),
         (lambda: transcriber.push(closed, audio), "stream 2: the stream is closed"),
         (lambda: transcriber.close(closed), "stream 2: the stream is closed"),

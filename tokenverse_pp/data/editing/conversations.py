@@ -68,13 +68,13 @@ class ConversationOptions:
     margin: float = 0.2
     """Silence (s) kept before and after a window, at most half of each silence."""
     endpoints: EndpointRule = "auto"
-    """Where a turn ends in a semantic endpoint. punctuation: where its transcript ends in . ? ! or such a mark of
-    another script, and not in a comma, colon or dash; pause: where the speaker then says nothing for --pause seconds or
-    another speaker begins first; auto: by punctuation for a turn whose text ends in a mark, otherwise by pause."""
+    """Rule for semantic endpoints. punctuation: the text of the turn ends in . ? ! or such a mark of another script,
+    not in a comma, colon or dash. pause: after the turn the speaker is silent for --pause seconds, or another speaker
+    begins first. auto: punctuation if the text ends in a mark, otherwise pause."""
     pause: float = 0.5
     """Pause in seconds for --endpoints."""
     overlaps: OverlapRule = "keep"
-    """Where two speak at once: keep both, written one after the other by start time, or drop the stretch."""
+    """Overlapping speakers: keep the turns, written one after the other by start time, or drop this part."""
 
     def check(self) -> None:
         """Check the values (raises UserError naming the option)."""

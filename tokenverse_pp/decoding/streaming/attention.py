@@ -1,6 +1,6 @@
-"""The attention cache of a streaming encoder: keys and values of what a chunk sees before itself.
+"""The attention cache of a streaming encoder: keys and values of the frames before a chunk that the chunk can see.
 
-That is its left context, in a window, and the attention sinks (with the register frames), which stay for good.
+These are its left context, a moving window, and the attention sinks (with the register frames), which always stay.
 """
 
 from __future__ import annotations

@@ -81,10 +81,10 @@ class StreamingEncoder:
         if transducer.training:
             raise ValueError("expected the transducer in eval mode: dropout would act in training mode")
         if options.full:
-            raise UserError("--chunk-ms=0: streaming needs chunks, full context hears the whole utterance first")
+            raise UserError("--chunk-ms=0: streaming needs chunks; full context needs the whole utterance")
         if not options.strict:
             ahead = encoder.lookahead_ms(options)
-            raise UserError(f"streaming takes strict chunks only: in others this encoder looks {ahead:g} ms ahead")
+            raise UserError(f"streaming needs strict chunks: in others this encoder looks {ahead:g} ms ahead")
         self.options = options
         self.registers = transducer.config.vectors.registers if registers is None else registers
         self.stages = stages_of(transducer, options, self.registers)

@@ -262,7 +262,7 @@ class StreamingTranscriber:
             stream.check_open(self)
         if len({id(stream) for stream in streams}) < len(streams):
             twice = next(stream.name for stream in streams if streams.count(stream) > 1)
-            raise UserError(f"{twice}: the stream is there twice")
+            raise UserError(f"{twice}: the stream is given twice")
         checked = [stream.checked(audio) for stream, audio in pieces]
         before = [stream.waiting for stream in streams]
         waiting = [stream.chunks(audio, self.encoder.chunk_samples) for stream, audio in zip(streams, checked)]
@@ -352,7 +352,7 @@ class StreamingTranscriber:
         finite = torch.stack([torch.isfinite(out).all() for out in outs]).tolist()
         bad = [stream.name for stream, is_finite in zip(streams, finite) if not is_finite]
         if bad:
-            raise UserError(f"{', '.join(bad)}: the encoder gave NaN or infinity; does the model hold any?")
+            raise UserError(f"{', '.join(bad)}: the encoder gave NaN or infinity; are the model's weights finite?")
         together: Dict[Searcher, List[int]] = {}
         for row, stream in enumerate(streams):
             together.setdefault(stream.searcher, []).append(row)
