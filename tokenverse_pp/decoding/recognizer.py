@@ -26,8 +26,8 @@ from tokenverse_pp.decoding.long_form import Merger, windows_of
 from tokenverse_pp.decoding.pauses import PauseReader, pause_reader_of
 from tokenverse_pp.decoding.scorer import biased_joiner
 from tokenverse_pp.decoding.search import search_frames
+from tokenverse_pp.losses.devices import autocast
 from tokenverse_pp.models.bundle import ModelBundle
-from tokenverse_pp.models.compat import autocast
 from tokenverse_pp.models.encoders.base import length_mask
 from tokenverse_pp.models.stored_features import batches_of
 from tokenverse_pp.tasks.base import TaskSet
