@@ -72,10 +72,9 @@ NEW: Dict[str, str] = {
     "decoding.k2_fast_beam": "search.k2_fast",
     "decoding.long_form": "long_audio long_audio.decode long_audio.merge long_audio.units",
     "decoding.ngram": "search.arpa search.ngram search.word_list",
-    "decoding.recognizer": "decoding.batches decoding.options decoding.vector_scale",
+    "decoding.recognizer": "decoding.batches decoding.options decoding.search decoding.vector_scale search "
+    "search.entry search.frames",
     "decoding.run": "decoding.parts",
-    "decoding.search": "decoding.automaton decoding.constraint_table decoding.tables search search.automaton "
-    "search.entry search.frames streaming.search_rules",
     "base.options": "base.option_help base.search_options search search.options",
     "decoding.hypothesis": "search search.confidence search.hypothesis",
     "decoding.streaming.fronts": "streaming.fronts",
@@ -141,7 +140,8 @@ NEW: Dict[str, str] = {
     "tasks.transcript": "search search.hypothesis tasks.text tasks.turns",
     "decoding.context_graph": "search search.hotwords",
     "decoding.constraints": "decoding.automaton search search.automaton search.filters search.rule_tables",
-    "decoding.scorer": "decoding.tables search search.bonuses search.row_cache search.scorer",
+    "decoding.scorer": "decoding.automaton decoding.constraint_table decoding.search decoding.tables search "
+    "search.automaton search.bonuses search.row_cache search.scorer streaming.search_rules",
     "decoding.language_models": "search search.bonuses search.language_model",
     "training.checkpoints": "training.averaging training.provenance training.resume training.saving",
     "training.failures": "training.peers",
