@@ -24,7 +24,8 @@ from gpu_run import GpuRun, Record, import_script
 
 import tokenverse_pp
 from tokenverse_pp.cli.groups import report_errors
-from tokenverse_pp.models import checkpoint, compat
+from tokenverse_pp.losses import devices
+from tokenverse_pp.models import checkpoint
 from tokenverse_pp.training import steps, trainer
 from tokenverse_pp.training.log import read_log
 
@@ -296,7 +297,7 @@ def start_scale(exponent: int) -> None:
     """Let the loss scale begin at a power of two; on a CPU too, which has none otherwise."""
 
     def scaler(device: torch.device, precision: str) -> Any:
-        options = {"init_scale": 2.0**exponent, "growth_interval": compat.GROWTH_INTERVAL}
+        options = {"init_scale": 2.0**exponent, "growth_interval": devices.GROWTH_INTERVAL}
         return torch.amp.GradScaler(device.type, **options)
 
     trainer.grad_scaler = scaler

@@ -12,7 +12,7 @@ from gpu_run import GpuRun, Record, launches, peak_mb, reason_of, relative_error
 from torch import Tensor, nn
 
 from tokenverse_pp.losses import entry, native, pruned_transducer_loss, rnnt_loss, rnnt_loss_joiner
-from tokenverse_pp.losses.native.kernels import use_kernels
+from tokenverse_pp.losses.devices import use_kernels
 from tokenverse_pp.losses.native.pruned import band_loss
 
 Size = Tuple[int, int, int, int]  # utterances, frames, symbols, vocabulary

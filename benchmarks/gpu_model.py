@@ -23,8 +23,8 @@ from tokenverse_pp.data.distributed import DistributedContext
 from tokenverse_pp.data.tokenizer import train_tokenizer
 from tokenverse_pp.decoding.recognizer import DecodeOptions, Recognizer
 from tokenverse_pp.decoding.run import decode_all
+from tokenverse_pp.losses.devices import autocast, compiled_layer
 from tokenverse_pp.models.bundle import ModelBundle
-from tokenverse_pp.models.compat import autocast, compiled_layer
 from tokenverse_pp.models.encoders import build_encoder
 from tokenverse_pp.models.transducer import Transducer
 from tokenverse_pp.tasks import build_tasks

@@ -11,7 +11,7 @@ from gpu_run import GpuRun, Record, timed
 from search_cases import Case, mixed_codes
 
 from tokenverse_pp.base.options import SearchOptions
-from tokenverse_pp.decoding.search import search_frames
+from tokenverse_pp.decoding.recognizer import search_frames
 from tokenverse_pp.models.predictor import LstmPredictor
 from tokenverse_pp.models.transducer import Joiner
 

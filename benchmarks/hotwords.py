@@ -28,7 +28,7 @@ from tokenverse_pp.data.dataset import collate, load_inputs
 from tokenverse_pp.data.manifests import read_cuts
 from tokenverse_pp.decoding.constraints import constraints_for
 from tokenverse_pp.decoding.language_models import bonus_for
-from tokenverse_pp.decoding.search import search_frames
+from tokenverse_pp.decoding.recognizer import search_frames
 from tokenverse_pp.metrics.error_rates import error_rates
 from tokenverse_pp.models.bundle import ModelBundle, load_model
 from tokenverse_pp.tasks import transcript_of

@@ -31,7 +31,7 @@ from tokenverse_pp.cli.groups import report_errors
 from tokenverse_pp.data.dataset import load_inputs
 from tokenverse_pp.data.manifests import read_cuts
 from tokenverse_pp.decoding.hypothesis import Hypothesis
-from tokenverse_pp.decoding.search import search
+from tokenverse_pp.decoding.recognizer import search
 from tokenverse_pp.evaluation.scoring import score_hypotheses
 from tokenverse_pp.models.bundle import ModelBundle, load_model
 from tokenverse_pp.onnx.export import ExportOptions, export_onnx, torch_frames

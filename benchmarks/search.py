@@ -34,7 +34,7 @@ from tokenverse_pp.base.files import write_text
 from tokenverse_pp.base.options import SearchOptions
 from tokenverse_pp.cli.groups import report_errors
 from tokenverse_pp.decoding.hypothesis import Hypothesis
-from tokenverse_pp.decoding.search import search_frames
+from tokenverse_pp.decoding.recognizer import search_frames
 from tokenverse_pp.losses import k2_available
 
 HERE = Path(__file__).resolve().parent

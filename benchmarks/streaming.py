@@ -41,7 +41,7 @@ from tokenverse_pp.cli.groups import report_errors
 from tokenverse_pp.data.dataset import SAMPLING_RATE, load_inputs
 from tokenverse_pp.data.labels import labelled_tasks
 from tokenverse_pp.data.manifests import read_cuts
-from tokenverse_pp.decoding.search import search
+from tokenverse_pp.decoding.recognizer import search
 from tokenverse_pp.decoding.streaming.transcriber import StreamingOptions, StreamingTranscriber
 from tokenverse_pp.models.bundle import load_model
 

@@ -14,7 +14,7 @@ from lhotse.cut import Cut
 from tokenverse_pp.data.dataset import SAMPLING_RATE, load_inputs
 from tokenverse_pp.data.labels import labelled_tasks
 from tokenverse_pp.decoding.constraints import constraints_for
-from tokenverse_pp.decoding.search import search_frames
+from tokenverse_pp.decoding.recognizer import search_frames
 from tokenverse_pp.decoding.streaming.transcriber import StreamingTranscriber
 from tokenverse_pp.tasks.transcript import turns_of
 

@@ -18,7 +18,7 @@ from tokenverse_pp.base.config import Config
 from tokenverse_pp.data.dataset import Activation, Batch, TransducerDataset
 from tokenverse_pp.data.distributed import DistributedContext, start_distributed, stop_distributed
 from tokenverse_pp.data.tokenizer import train_tokenizer
-from tokenverse_pp.models.compat import autocast
+from tokenverse_pp.losses.devices import autocast
 from tokenverse_pp.models.encoders import build_encoder
 from tokenverse_pp.models.transducer import Transducer
 from tokenverse_pp.tasks import build_tasks

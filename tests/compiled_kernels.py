@@ -27,8 +27,7 @@ from tokenverse_pp.decoding.ngram import ngrams_of_words
 from tokenverse_pp.decoding.ngram_tables import NgramTables
 from tokenverse_pp.decoding.scorer import BatchConstraints, Scorer, inference
 from tokenverse_pp.decoding.triton_search import Fusion, TritonSearch
-from tokenverse_pp.losses import pruned_transducer_loss
-from tokenverse_pp.losses.native import kernels
+from tokenverse_pp.losses import devices, pruned_transducer_loss
 from tokenverse_pp.models.encoders.grouped_convolution import grouped_convolution
 from tokenverse_pp.models.predictor import StatelessPredictor
 from tokenverse_pp.models.transducer import Joiner
@@ -142,7 +141,7 @@ def positions(width: int) -> None:
 
 
 if __name__ == "__main__":
-    kernels._problems["cpu"] = None
+    devices._problems["cpu"] = None
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
     found: dict = {}
     with caught(int(sys.argv[1]), found):

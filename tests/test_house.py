@@ -11,7 +11,10 @@ import pytest
 from scripts import ROOT
 
 from tokenverse_pp.base.options import SearchOptions
+from tokenverse_pp.decoding import recognizer, scorer
+from tokenverse_pp.losses import devices
 from tokenverse_pp.models.bundle import ModelBundle
+from tokenverse_pp.models.encoders import base
 from tokenverse_pp.moved import MODULES
 from tokenverse_pp.moved import PACKAGE as PACKAGE_NAME
 
@@ -105,6 +108,10 @@ def test_old_module_names_work_and_warn():
     assert not wrong
     assert importlib.import_module("tokenverse_pp.search").SearchOptions is SearchOptions
     assert importlib.import_module("tokenverse_pp.training.setup").Loaded is ModelBundle
+    split = importlib.import_module("tokenverse_pp.decoding.search")
+    assert (split.search, split.ConstraintTable) == (recognizer.search, scorer.ConstraintTable)
+    split = importlib.import_module("tokenverse_pp.models.compat")
+    assert (split.autocast, split.transformer_layer) == (devices.autocast, base.transformer_layer)
     with pytest.raises(ImportError):
         from tokenverse_pp.search import no_such_name  # noqa: F401
 

@@ -72,10 +72,9 @@ NEW: Dict[str, str] = {
     "decoding.k2_fast_beam": "search.k2_fast",
     "decoding.long_form": "long_audio long_audio.decode long_audio.merge long_audio.units",
     "decoding.ngram": "search.arpa search.ngram search.word_list",
-    "decoding.recognizer": "decoding.batches decoding.options decoding.vector_scale",
+    "decoding.recognizer": "decoding.batches decoding.options decoding.search decoding.vector_scale search "
+    "search.entry search.frames",
     "decoding.run": "decoding.parts",
-    "decoding.search": "decoding.automaton decoding.constraint_table decoding.tables search search.automaton "
-    "search.entry search.frames streaming.search_rules",
     "base.options": "base.option_help base.search_options search search.options",
     "decoding.hypothesis": "search search.confidence search.hypothesis",
     "decoding.streaming.fronts": "streaming.fronts",
@@ -95,6 +94,7 @@ NEW: Dict[str, str] = {
     "evaluation.report.utterance": "report_page.alignment report_page.audio report_page.timeline report_page.utterance",
     "evaluation.scoring": "report scoring",
     "losses": "loss",
+    "losses.devices": "compat losses.native.kernels models.compat training.distributed",
     "losses.entry": "loss loss.entry loss.tokens",
     "losses.k2": "loss.k2_backend",
     "losses.native": "loss.native",
@@ -106,14 +106,13 @@ NEW: Dict[str, str] = {
     "metrics.f1": "metrics.align metrics.entities metrics.events",
     "models.bundle": "training.setup",
     "models.checkpoint": "training.checkpoint",
-    "models.compat": "compat training.distributed",
     "data.samplers": "compat training.data training.rounds training.sources",
     "models.encoders": "model.encoder",
-    "models.encoders.base": "model.encoder model.encoder.base model.encoder.masking training.data",
+    "models.encoders.base": "compat model.encoder model.encoder.base model.encoder.masking models.compat training.data",
     "models.encoders.chunks": "model.encoder.chunked model.masks",
     "models.encoders.context": "model.encoder.context",
-    "models.encoders.kinds": "model.encoder.factory model.encoder.finetune model.encoder.frozen model.encoder.loading "
-    "model.encoder.lora model.encoder.split",
+    "models.encoders.kinds": "compat model.encoder.factory model.encoder.finetune model.encoder.frozen "
+    "model.encoder.loading model.encoder.lora model.encoder.split models.compat",
     "models.encoders.wav2vec2": "model.encoder.chunked model.encoder.wav2vec2",
     "models.encoders.whisper": "model.encoder.log_mel model.encoder.whisper",
     "models.encoders.whisper_base": "model.encoder.whisper_base",
@@ -141,7 +140,8 @@ NEW: Dict[str, str] = {
     "tasks.transcript": "search search.hypothesis tasks.text tasks.turns",
     "decoding.context_graph": "search search.hotwords",
     "decoding.constraints": "decoding.automaton search search.automaton search.filters search.rule_tables",
-    "decoding.scorer": "decoding.tables search search.bonuses search.row_cache search.scorer",
+    "decoding.scorer": "decoding.automaton decoding.constraint_table decoding.search decoding.tables search "
+    "search.automaton search.bonuses search.row_cache search.scorer streaming.search_rules",
     "decoding.language_models": "search search.bonuses search.language_model",
     "training.checkpoints": "training.averaging training.provenance training.resume training.saving",
     "training.failures": "training.peers",

@@ -18,7 +18,8 @@ from tokenverse_pp.decoding.constraints import (
     compile_constraints,
     constraints_for,
 )
-from tokenverse_pp.decoding.search import ConstraintTable, search_frames
+from tokenverse_pp.decoding.recognizer import search_frames
+from tokenverse_pp.decoding.scorer import ConstraintTable
 from tokenverse_pp.tasks import TaskSet
 from tokenverse_pp.tasks.base import RANK_CHANGE, RANK_CLOSE, RANK_END, RANK_OPEN, PositionTask
 

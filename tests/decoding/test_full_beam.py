@@ -5,7 +5,7 @@ import math
 import pytest
 
 from tokenverse_pp.base.options import SearchOptions
-from tokenverse_pp.decoding.search import search_frames
+from tokenverse_pp.decoding.recognizer import search_frames
 
 LOOSE = {"abs": 2e-4, "rel": 2e-5}
 

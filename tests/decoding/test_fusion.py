@@ -17,7 +17,7 @@ from tokenverse_pp.decoding import language_models
 from tokenverse_pp.decoding.context_graph import ContextGraph, FusedScorers, read_hotwords
 from tokenverse_pp.decoding.language_models import LanguageModel, bonus_for
 from tokenverse_pp.decoding.ngram import ngrams_of_words
-from tokenverse_pp.decoding.search import search_frames
+from tokenverse_pp.decoding.recognizer import search_frames
 
 PIECES = ["<blk>", "<unk>", "[FR]", "[NL]", "▁a", "▁b", "c", "d", "▁"]
 V = len(PIECES)

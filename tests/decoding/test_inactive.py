@@ -19,7 +19,7 @@ from tokenverse_pp.data.dataset import load_inputs
 from tokenverse_pp.data.distributed import DistributedContext
 from tokenverse_pp.decoding.hypothesis import Hypothesis
 from tokenverse_pp.decoding.inactive import inactive_of, select, stripped
-from tokenverse_pp.decoding.search import search
+from tokenverse_pp.decoding.recognizer import search
 from tokenverse_pp.decoding.streaming.transcriber import StreamingOptions, StreamingTranscriber
 from tokenverse_pp.training.validation import Validator
 

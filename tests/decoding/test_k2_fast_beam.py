@@ -12,7 +12,7 @@ from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.options import SearchOptions
 from tokenverse_pp.decoding.constraints import constraints_for
 from tokenverse_pp.decoding.context_graph import ContextGraph
-from tokenverse_pp.decoding.search import search_frames
+from tokenverse_pp.decoding.recognizer import search_frames
 
 WIDE = {"lattice_beam": 100.0, "max_states": 4000, "max_contexts": 500}
 LOOSE = {"abs": 1e-3, "rel": 1e-4}

@@ -23,8 +23,7 @@ from tokenverse_pp.data.dataset import load_inputs
 from tokenverse_pp.decoding.constraints import constraints_for
 from tokenverse_pp.decoding.hypothesis import Hypothesis
 from tokenverse_pp.decoding.long_form import Merger, Unit, decode_long, matches, windows_of
-from tokenverse_pp.decoding.recognizer import Recognizer
-from tokenverse_pp.decoding.search import search
+from tokenverse_pp.decoding.recognizer import Recognizer, search
 from tokenverse_pp.models.bundle import ModelBundle
 from tokenverse_pp.tasks import parse
 from tokenverse_pp.tasks.transcript import is_task_token, word_spans

@@ -7,7 +7,7 @@ from toy_runs import toy_parts
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.options import SearchOptions
-from tokenverse_pp.decoding.search import search
+from tokenverse_pp.decoding.recognizer import search
 from tokenverse_pp.models.bundle import ModelBundle
 
 TALKATIVE = SearchOptions(blank_penalty=2.0, nbest=3)

@@ -19,8 +19,8 @@ from tokenverse_pp.decoding.context_graph import ContextGraph, FusedScorers
 from tokenverse_pp.decoding.language_models import LanguageModel
 from tokenverse_pp.decoding.ngram import ngrams_of_words, read_arpa
 from tokenverse_pp.decoding.ngram_tables import NgramTables, ngram_gains_kernel
-from tokenverse_pp.decoding.search import search_frames
-from tokenverse_pp.losses.native.kernels import use_kernels
+from tokenverse_pp.decoding.recognizer import search_frames
+from tokenverse_pp.losses.devices import use_kernels
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TASKS = know(*ALL)

@@ -11,7 +11,7 @@ from torch.nn.functional import relu
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.losses import native, rnnt_loss, rnnt_loss_joiner
-from tokenverse_pp.losses.native.kernels import triton_problem, use_kernels
+from tokenverse_pp.losses.devices import triton_problem, use_kernels
 
 KERNELS = ["torch"] if triton_problem(torch.device("cpu")) else ["torch", "triton"]
 

@@ -8,10 +8,9 @@ import torch
 from cases import make_case
 
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.losses import k2_available, pruned_transducer_loss
+from tokenverse_pp.losses import devices, k2_available, pruned_transducer_loss
 from tokenverse_pp.losses.entry import resolve_backend
 from tokenverse_pp.losses.k2 import load_k2
-from tokenverse_pp.losses.native import kernels
 
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
 # What k2/__init__.py raises, and what has to be said of it.
@@ -40,7 +39,7 @@ BROKEN = {
 @pytest.fixture
 def install(tmp_path, monkeypatch):
     """``install(source)`` puts a package `k2` with this ``__init__.py`` first on the path."""
-    monkeypatch.setitem(kernels._problems, "cuda", "no GPU here")  # else Triton would be preferred, or warned of
+    monkeypatch.setitem(devices._problems, "cuda", "no GPU here")  # else Triton would be preferred, or warned of
     for name in [name for name in sys.modules if name.partition(".")[0] == "k2"]:
         monkeypatch.delitem(sys.modules, name)
 

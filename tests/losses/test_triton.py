@@ -17,7 +17,7 @@ from test_entry import KEEP_ALL, RECOMPUTE, assert_close, entry_loss
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tokenverse_pp.losses import native
-from tokenverse_pp.losses.native.kernels import use_kernels
+from tokenverse_pp.losses.devices import use_kernels
 
 triton = pytest.importorskip("triton")
 from tokenverse_pp.losses.triton import joiner, simple  # noqa: E402  (they need triton)

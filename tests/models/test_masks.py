@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.models.compat import scaled_dot_product_attention
+from tokenverse_pp.losses.devices import scaled_dot_product_attention
 from tokenverse_pp.models.encoders.base import attention_bias
 from tokenverse_pp.models.encoders.chunks import ChunkGrid, chunk_grid, chunk_mask, chunked_convolution, sink_mask
 

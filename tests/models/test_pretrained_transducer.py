@@ -13,7 +13,7 @@ from tokenverse_pp.api.model import TokenVerse
 from tokenverse_pp.base.config_files import parse_config
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.options import SearchOptions
-from tokenverse_pp.decoding.search import search, search_frames
+from tokenverse_pp.decoding.recognizer import search, search_frames
 from tokenverse_pp.losses.exact import rnnt_loss_joiner
 from tokenverse_pp.models.bundle import ModelBundle, build_model, get_tokenizer, load_model, tasks_of
 from tokenverse_pp.models.checkpoint import WEIGHTS, read_tensors

@@ -20,7 +20,7 @@ from tiny_exports import build, noise
 from tokenverse_pp.api.formats import render
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.options import SearchOptions
-from tokenverse_pp.decoding.search import search
+from tokenverse_pp.decoding.recognizer import search
 from tokenverse_pp.onnx.folder import PACKAGES
 from tokenverse_pp.runtime import Runtime
 from tokenverse_pp.runtime.__main__ import main as runtime_command

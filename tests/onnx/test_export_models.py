@@ -15,7 +15,7 @@ from tiny_exports import CASES, build, noise
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.options import SearchOptions
 from tokenverse_pp.decoding.long_form import decode_long
-from tokenverse_pp.decoding.search import search
+from tokenverse_pp.decoding.recognizer import search
 from tokenverse_pp.onnx import export, graphs
 from tokenverse_pp.onnx.export import ExportOptions, export_onnx, torch_frames
 from tokenverse_pp.onnx.folder import DESCRIPTION

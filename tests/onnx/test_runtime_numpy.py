@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.options import SearchOptions
 from tokenverse_pp.decoding.constraints import constraints_for
-from tokenverse_pp.decoding.search import search_frames
+from tokenverse_pp.decoding.recognizer import search_frames
 from tokenverse_pp.models.encoders.whisper import LogMel
 from tokenverse_pp.models.predictor import LstmPredictor, StatelessPredictor
 from tokenverse_pp.models.transducer import Joiner

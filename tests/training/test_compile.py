@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from toy_runs import assert_one_line, call, finish, start, toy_options, toy_parts
 
 from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.losses.devices import compiled_layer
 from tokenverse_pp.models import checkpoint
-from tokenverse_pp.models.compat import compiled_layer
 from tokenverse_pp.training.optim import FreezeSchedule
 from tokenverse_pp.training.steps import forward
 

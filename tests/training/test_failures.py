@@ -6,7 +6,7 @@ from toy_runs import assert_one_line, call, toy_options
 
 from tokenverse_pp.base.config import TrainingConfig
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.models.compat import is_lost_device, is_out_of_memory
+from tokenverse_pp.losses.devices import is_lost_device, is_out_of_memory
 from tokenverse_pp.training import failures
 from tokenverse_pp.training.failures import explaining_device_errors
 

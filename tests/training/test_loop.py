@@ -20,9 +20,9 @@ from tokenverse_pp.base.config_files import from_dict
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.distributed import DistributedContext
 from tokenverse_pp.data.samplers import TrainSampler, open_rounds
+from tokenverse_pp.losses.devices import autocast, grad_scaler
 from tokenverse_pp.models import checkpoint
 from tokenverse_pp.models.bundle import load_model
-from tokenverse_pp.models.compat import autocast, grad_scaler
 from tokenverse_pp.training.checkpoints import changed_options, find_start, retain
 from tokenverse_pp.training.log import read_log
 from tokenverse_pp.training.steps import Progress, StepResult

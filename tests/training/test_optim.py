@@ -9,9 +9,9 @@ from toy_runs import call, save_frozen_encoder, toy_options, toy_parts
 from tokenverse_pp.base.config import LossConfig, OptimConfig
 from tokenverse_pp.base.config_files import parse_config
 from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.losses.devices import grad_scaler
 from tokenverse_pp.models import checkpoint
 from tokenverse_pp.models.bundle import load_model, pretrained_prefixes
-from tokenverse_pp.models.compat import grad_scaler
 from tokenverse_pp.training.checkpoints import Saver
 from tokenverse_pp.training.optim import (
     FreezeSchedule,

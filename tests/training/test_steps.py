@@ -10,7 +10,7 @@ from toy_runs import call, read_cuts, toy_options, toy_parts
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.distributed import DistributedContext
 from tokenverse_pp.data.samplers import TrainSampler, open_rounds
-from tokenverse_pp.models.compat import is_out_of_memory
+from tokenverse_pp.losses.devices import is_out_of_memory
 from tokenverse_pp.training.log import read_log
 from tokenverse_pp.training.optim import TrainedRows, make_optimizer
 from tokenverse_pp.training.steps import Stepper, as_record, cut_ids, scan, worst_batches

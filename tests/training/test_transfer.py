@@ -18,7 +18,7 @@ from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.options import SearchOptions
 from tokenverse_pp.data.dataset import load_inputs
 from tokenverse_pp.data.tokenizer import BLANK_ID, train_tokenizer
-from tokenverse_pp.decoding.search import search
+from tokenverse_pp.decoding.recognizer import search
 from tokenverse_pp.models import checkpoint
 from tokenverse_pp.models.bundle import ModelBundle, build_model, load_model
 from tokenverse_pp.tasks import build_tasks

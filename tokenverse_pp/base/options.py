@@ -56,7 +56,7 @@ def tasks_named(tasks: Optional[Names], where: str) -> Optional[Tuple[str, ...]]
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """Options of `tokenverse_pp.decoding.search.search` (raises UserError if a value is invalid)."""
+    """Options of `tokenverse_pp.decoding.recognizer.search` (raises UserError if a value is invalid)."""
 
     method: Method = "beam"
     """Search method. greedy: the best symbol of each frame, or up to model.symbols_per_frame symbols, 1 by default.

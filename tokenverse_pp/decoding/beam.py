@@ -27,7 +27,7 @@ from tokenverse_pp.base.options import SearchOptions
 from tokenverse_pp.decoding.constraints import NEG_INF
 from tokenverse_pp.decoding.hypothesis import Hypothesis
 from tokenverse_pp.decoding.scorer import BatchConstraints, Scorer
-from tokenverse_pp.losses.native.kernels import triton_kernels
+from tokenverse_pp.losses.devices import triton_kernels
 
 Array = TypeVar("Array", Tensor, np.ndarray)
 HASH_FACTOR = 0x5851F42D4C957F2D  # Knuth's MMIX multiplier, odd

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.losses import native
+from tokenverse_pp.losses.devices import autocast_type, triton_kernels, triton_problem, use_kernels
 from tokenverse_pp.losses.k2 import load_k2, use_k2
 from tokenverse_pp.losses.native.joiner import joiner_log_probs, make_plan
-from tokenverse_pp.losses.native.kernels import autocast_type, triton_kernels, triton_problem, use_kernels
 from tokenverse_pp.losses.native.lattice import at_least_float32, check_rnnt_type, checked_boundary, reduce_loss
 from tokenverse_pp.losses.native.pruned import band_loss, targets_in_band
 

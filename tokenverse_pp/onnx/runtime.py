@@ -240,7 +240,7 @@ class Runtime(Exported):
         tasks: Optional[Names] = None,
         options: Optional[SearchOptions] = None,
     ) -> List[List[Hypothesis]]:
-        """`tokenverse_pp.decoding.search.search` for the exported model: return n-best hypotheses of each utterance.
+        """`decoding.recognizer.search` for the exported model: return n-best hypotheses of each utterance.
 
         Args:
             inputs: samples (S,) of each utterance, float32 at 16 kHz, encoded as one batch.

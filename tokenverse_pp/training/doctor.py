@@ -27,11 +27,10 @@ from tokenverse_pp.data.audio.reader import read_audio
 from tokenverse_pp.data.distributed import DistributedContext, set_threads
 from tokenverse_pp.data.labels import find_problems
 from tokenverse_pp.data.samplers import SamplerState, load_cuts, open_rounds, open_source, train_batches
+from tokenverse_pp.losses.devices import peak_memory, reset_peak_memory, triton_problem
 from tokenverse_pp.losses.entry import pruned_transducer_loss, resolve_backend
 from tokenverse_pp.losses.k2 import k2_problem
-from tokenverse_pp.losses.native.kernels import triton_problem
 from tokenverse_pp.models.bundle import build_model, get_tokenizer, pretrained_prefixes
-from tokenverse_pp.models.compat import peak_memory, reset_peak_memory
 from tokenverse_pp.models.encoders import build_encoder
 from tokenverse_pp.models.transducer import Transducer
 from tokenverse_pp.tasks import build_tasks, load_plugins

@@ -35,8 +35,8 @@ from tokenverse_pp.base.config import TrainingConfig
 from tokenverse_pp.base.errors import UserError, one_line
 from tokenverse_pp.data.dataset import Batch
 from tokenverse_pp.data.distributed import DistributedContext
+from tokenverse_pp.losses.devices import is_lost_device, is_out_of_memory
 from tokenverse_pp.models.checkpoint import list_checkpoints
-from tokenverse_pp.models.compat import is_lost_device, is_out_of_memory
 
 BLOCKING = "CUDA_LAUNCH_BLOCKING"  # CUDA then raises an error at its cause, as torch itself advises
 

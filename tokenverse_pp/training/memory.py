@@ -13,7 +13,7 @@ from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.dataset import TransducerDataset
 from tokenverse_pp.data.distributed import DistributedContext
 from tokenverse_pp.data.samplers import TrainSampler
-from tokenverse_pp.models.compat import device_memory, peak_memory, reset_peak_memory
+from tokenverse_pp.losses.devices import device_memory, peak_memory, reset_peak_memory
 from tokenverse_pp.models.transducer import Transducer
 from tokenverse_pp.training.failures import naming_memory
 from tokenverse_pp.training.steps import different_batches, run_largest, unchanged_buffers, worst_batches

@@ -25,7 +25,7 @@ from tokenverse_pp.data.distributed import DistributedContext, is_sharded, local
 from tokenverse_pp.data.labels import labelled_tasks
 from tokenverse_pp.data.manifests import write_cuts
 from tokenverse_pp.data.samplers import SamplerState, TrainSampler
-from tokenverse_pp.models.compat import autocast, grad_scaler, peak_memory, reset_peak_memory
+from tokenverse_pp.losses.devices import autocast, grad_scaler, peak_memory, reset_peak_memory
 from tokenverse_pp.models.transducer import Losses
 from tokenverse_pp.training.failures import naming_memory
 from tokenverse_pp.training.optim import TrainedRows, loss_scales, lr_factor, set_lr

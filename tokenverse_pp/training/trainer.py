@@ -20,9 +20,9 @@ from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.dataset import Batch, TransducerDataset
 from tokenverse_pp.data.distributed import DistributedContext, gathered, unsharded
 from tokenverse_pp.data.samplers import SamplerState, TrainSampler, train_batches
+from tokenverse_pp.losses.devices import compiled_layer, grad_scaler
 from tokenverse_pp.models import checkpoint
 from tokenverse_pp.models.bundle import load_weights, pretrained_prefixes
-from tokenverse_pp.models.compat import compiled_layer, grad_scaler
 from tokenverse_pp.models.transducer import Transducer
 from tokenverse_pp.training.checkpoints import (
     Saver,

@@ -25,8 +25,8 @@ from tokenverse_pp.data.distributed import DistributedContext
 from tokenverse_pp.data.labels import labelled_tasks
 from tokenverse_pp.decoding.recognizer import NOT_FINITE, Recognizer
 from tokenverse_pp.evaluation.scoring import score_hypotheses
+from tokenverse_pp.losses.devices import autocast
 from tokenverse_pp.models.bundle import ModelBundle
-from tokenverse_pp.models.compat import autocast
 from tokenverse_pp.models.encoders.base import length_mask
 from tokenverse_pp.models.stored_features import batches_of
 from tokenverse_pp.models.transducer import Transducer

@@ -18,7 +18,8 @@ from tokenverse_pp.decoding.constraints import Constraints, constraints_for
 from tokenverse_pp.decoding.context_graph import ContextGraph, FusedScorers
 from tokenverse_pp.decoding.language_models import LanguageModel
 from tokenverse_pp.decoding.ngram import ngrams_of_words
-from tokenverse_pp.decoding.search import ConstraintTable, search_frames
+from tokenverse_pp.decoding.recognizer import search_frames
+from tokenverse_pp.decoding.scorer import ConstraintTable
 from tokenverse_pp.decoding.streaming.search import StreamingSearch
 
 LOOSE = {"abs": 2e-4, "rel": 2e-5}

@@ -25,8 +25,7 @@ from tokenverse_pp.data.dataset import load_inputs
 from tokenverse_pp.decoding.constraints import constraints_for
 from tokenverse_pp.decoding.hypothesis import Calibration, Curve
 from tokenverse_pp.decoding.language_models import bonus_for
-from tokenverse_pp.decoding.recognizer import Recognizer
-from tokenverse_pp.decoding.search import search_frames
+from tokenverse_pp.decoding.recognizer import Recognizer, search_frames
 from tokenverse_pp.decoding.streaming.search import StreamingSearch
 from tokenverse_pp.decoding.streaming.transcriber import StreamingOptions, StreamingTranscriber
 from tokenverse_pp.models.bundle import ModelBundle, load_model

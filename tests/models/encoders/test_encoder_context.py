@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tokenverse_pp.models.compat import scaled_dot_product_attention
+from tokenverse_pp.losses.devices import scaled_dot_product_attention
 from tokenverse_pp.models.encoders.base import attention_bias, stack_frames, zero_padding
 from tokenverse_pp.models.encoders.context import ContextNetwork, rotary_table, rotate
 

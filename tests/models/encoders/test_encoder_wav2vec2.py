@@ -104,7 +104,7 @@ def test_preprocessor_config_decides_about_normalisation(wav2vec2_folder, batch)
 
 @pytest.mark.skipif(torch.__version__ < "2", reason="torch 1.13 has no LayerNorm for autocast on CPU")
 def test_convolutions_get_no_frames_in_bfloat16_that_they_do_not_use(folder, batch):
-    """oneDNN's gradient of their weights is NaN now and then where they do (`compat.without_unused_frames`)."""
+    """oneDNN's gradient of their weights is NaN now and then where they do (`devices.without_unused_frames`)."""
     backbone = build_encoder(EncoderConfig(folder)).backbone
     unused = []
     for layer in backbone.convolutions:

@@ -1,8 +1,8 @@
 """Greedy and beam search over encoder output in chunks, for many streams in one batch.
 
 The result is the same as that of a search over the whole encoder output
-(`tokenverse_pp.decoding.search.search_frames`). The state of a stream holds all that the search needs of the past, and
-its size does not grow with the stream:
+(`tokenverse_pp.decoding.recognizer.search_frames`). The state of a stream holds all that the search needs of the past,
+and its size does not grow with the stream:
 
 - Tokens of greedy search are final at once.
 - In beam search the tokens that all hypotheses have in common are final, and only the tails in which they differ are
@@ -27,8 +27,15 @@ from tokenverse_pp.base.options import SearchOptions
 from tokenverse_pp.decoding.beam import BeamMemory, BeamSearch, BeamTrace
 from tokenverse_pp.decoding.constraints import NEG_INF, Constraints
 from tokenverse_pp.decoding.greedy import GreedySearch, SymbolGreedySearch, by_symbol
-from tokenverse_pp.decoding.scorer import BatchConstraints, FusionScorer, Scorer, check_bonus, inference, project
-from tokenverse_pp.decoding.search import ConstraintTable
+from tokenverse_pp.decoding.scorer import (
+    BatchConstraints,
+    ConstraintTable,
+    FusionScorer,
+    Scorer,
+    check_bonus,
+    inference,
+    project,
+)
 from tokenverse_pp.decoding.streaming.events import Token
 from tokenverse_pp.models.predictor import Predictor
 from tokenverse_pp.models.transducer import Joiner

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tokenverse_pp.decoding.streaming.attention import AttentionWindow, Sight, State, look, sink_slots
-from tokenverse_pp.models.compat import scaled_dot_product_attention
+from tokenverse_pp.losses.devices import scaled_dot_product_attention
 from tokenverse_pp.models.encoders.base import Backbone, stack_frames
 from tokenverse_pp.models.encoders.chunks import ChunkGrid, convolve, convolve_alone, sides
 from tokenverse_pp.models.encoders.context import (

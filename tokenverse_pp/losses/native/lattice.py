@@ -23,7 +23,7 @@ from typing import Any, Callable, NamedTuple, Optional, Tuple, TypeVar, Union, c
 import torch
 from torch import Tensor
 
-from tokenverse_pp.losses.native.kernels import triton_kernels
+from tokenverse_pp.losses.devices import triton_kernels
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 

@@ -15,7 +15,7 @@ from typing import Optional, Tuple, Union
 import torch
 from torch import Tensor
 
-from tokenverse_pp.losses.native.kernels import triton_kernels
+from tokenverse_pp.losses.devices import triton_kernels
 from tokenverse_pp.losses.native.lattice import (
     at_least_float32,
     check_rnnt_type,

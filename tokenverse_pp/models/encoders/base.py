@@ -5,6 +5,7 @@ Also the tensor functions that all families share: masks from lengths, and frame
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from functools import partial
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
@@ -16,7 +17,6 @@ from torch.utils.checkpoint import checkpoint
 from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.dataset import SAMPLING_RATE
-from tokenverse_pp.models.compat import transformer_layer
 from tokenverse_pp.models.encoders.chunks import ChunkGrid, chunk_grid, chunk_mask
 
 # Added to the attention scores of padded keys: its exp() is exactly 0 in every float type, and unlike -inf it gives
@@ -107,12 +107,25 @@ def make_frames_of(encoder: Encoder) -> Callable[[float], int]:
     return frames_of
 
 
+def transformer_layer(
+    layer: nn.Module, x: Tensor, arguments: Dict[str, Any], compiled: Optional[Callable[..., Any]] = None
+) -> Tensor:
+    """Run one encoder layer of transformers, ``compiled`` or not, and return its hidden states (N, T, C).
+
+    In transformers 4 (and for WavLM in 5) a layer returns them first in a tuple; Whisper needs ``layer_head_mask``.
+    """
+    if "layer_head_mask" in inspect.signature(layer.forward).parameters:
+        arguments = dict(arguments, layer_head_mask=None)
+    output = compiled(layer, x, (), arguments) if compiled else layer(x, **arguments)
+    return output[0] if isinstance(output, tuple) else output
+
+
 class TrainedLayers:
     """How a stack of layers runs in training: how many are recomputed in backward, and whether they are compiled.
 
     Attributes:
         recomputed: number of layers to recompute, from the lowest one that has activations to keep.
-        compiled: runs ``(layer, x, args, kwargs)`` compiled (`compat.compiled_layer`); None: not compiled.
+        compiled: runs ``(layer, x, args, kwargs)`` compiled (`losses.devices.compiled_layer`); None: not compiled.
     """
 
     def __init__(self) -> None:
@@ -222,7 +235,7 @@ class Encoder(nn.Module, ABC):
             count -= stack.recomputed
 
     def compile_layers(self, compiled: Optional[Callable[..., Any]]) -> None:
-        """Run the trained layers compiled (`compat.compiled_layer`) in training; None: not compiled."""
+        """Run the trained layers compiled (`losses.devices.compiled_layer`) in training; None: not compiled."""
         for stack, _ in self.layer_stacks():
             stack.compiled = compiled
 

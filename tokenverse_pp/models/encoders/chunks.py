@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from tokenverse_pp.base.config import SAMPLE_RATE, ChunkOptions
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.models.compat import in_exact_type
+from tokenverse_pp.losses.devices import in_exact_type
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any, Callable, NamedTuple, Optional, Sequence, Tuple
 import torch
 from torch import Tensor, nn
 
-from tokenverse_pp.models.compat import scaled_dot_product_attention
+from tokenverse_pp.losses.devices import scaled_dot_product_attention
 from tokenverse_pp.models.encoders.base import TrainedLayers, attention_bias, length_mask, score_bias, zero_padding
 from tokenverse_pp.models.encoders.chunks import ChunkGrid, chunk_mask, chunked_convolution, sides, sink_mask
 

@@ -9,9 +9,10 @@ import importlib
 import os
 import re
 import socket
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
 from urllib.parse import urlparse
 
 import huggingface_hub
@@ -24,7 +25,6 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from tokenverse_pp.base.config import ChunkOptions, EncoderConfig
 from tokenverse_pp.base.errors import UserError, needing, one_line
-from tokenverse_pp.models.compat import float32_argument, quiet_transformers
 from tokenverse_pp.models.encoders.base import Backbone, Encoder, TrainedLayers, stack_frames, zero_padding
 from tokenverse_pp.models.encoders.chunks import ChunkGrid
 from tokenverse_pp.models.encoders.conformer import Wav2Vec2BertBackbone, Wav2Vec2ConformerBackbone
@@ -162,6 +162,12 @@ def _random_model(config: Any, name: str, make: Optional[Callable[[Any], Any]] =
     return model.float()
 
 
+def float32_argument() -> Dict[str, torch.dtype]:
+    """The argument of ``from_pretrained`` for float32: ``torch_dtype``, or ``dtype`` from transformers 5 on."""
+    major = int(transformers.__version__.split(".")[0])
+    return {"dtype" if major >= 5 else "torch_dtype": torch.float32}
+
+
 def load_weights(loader: Callable[..., Any], name: str, foreign: bool, **arguments: Any) -> nn.Module:
     """Load the weights; raise UserError if some are missing (transformers would initialise them at random)."""
     arguments.update(float32_argument())
@@ -180,6 +186,21 @@ def _normalises_audio(name: str) -> bool:
         return bool(from_pretrained(Wav2Vec2FeatureExtractor.from_pretrained, name).do_normalize)
     except UserError:
         return True
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silence the progress bars and warnings of transformers."""
+    logging = transformers.utils.logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def from_pretrained(loader: Callable[..., Any], name: str, **arguments: Any) -> Any:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from tokenverse_pp.base.config import SAMPLE_RATE, ChunkOptions
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.models.compat import scaled_dot_product_attention
+from tokenverse_pp.losses.devices import scaled_dot_product_attention
 from tokenverse_pp.models.encoders.base import Backbone, attention_bias, check_length, stacked_lens, zero_padding
 from tokenverse_pp.models.encoders.chunks import ChunkGrid, chunk_mask
 from tokenverse_pp.models.encoders.whisper import LogMel

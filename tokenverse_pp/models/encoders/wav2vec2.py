@@ -10,8 +10,7 @@ from torch.nn import functional as F
 
 from tokenverse_pp.base.config import SAMPLE_RATE, ChunkOptions
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.losses.native.kernels import triton_kernels
-from tokenverse_pp.models.compat import autocast_dtype, in_exact_type, without_unused_frames
+from tokenverse_pp.losses.devices import autocast_dtype, in_exact_type, triton_kernels, without_unused_frames
 from tokenverse_pp.models.encoders.base import Backbone, check_length, is_padded, length_mask, zero_padding
 from tokenverse_pp.models.encoders.chunks import (
     ChunkGrid,

@@ -167,7 +167,7 @@ def save_encoder(variables: Dict[str, np.ndarray], output_dir: Path) -> None:
     from transformers import WhisperConfig, WhisperFeatureExtractor
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-    from tokenverse_pp.models.compat import quiet_transformers
+    from tokenverse_pp.models.encoders.kinds import quiet_transformers
 
     try:
         arrays = encoder_tensors(variables)

@@ -1,37 +1,132 @@
-"""Differences between library versions (transformers 4.40 to 5.x, torch 1.13 to 2.x) and between devices."""
+"""How tensors are computed: by Triton kernels or PyTorch, and in which number type.
+
+Also what differs between devices and between versions of torch (1.13 to 2.x), and memory and errors of a device.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import inspect
+import importlib
+import importlib.util
+import logging
+import os
 import resource
 import sys
-from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Callable, ContextManager, Dict, Iterator, Optional, Sequence
 
 import torch
-import transformers
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tokenverse_pp.base.errors import UserError, one_line
-from tokenverse_pp.losses.native.kernels import autocast_type
 
+LOG = logging.getLogger(__name__)
 FIRST_SCALE = 1.0  # of the loss in fp16
 GROWTH_INTERVAL = 500  # steps
+_wanted: ContextVar[Optional[str]] = ContextVar("kernels", default=None)
+_problems: Dict[str, Optional[str]] = {}  # device -> why the kernels cannot be used on it
 
 
-def transformer_layer(
-    layer: nn.Module, x: Tensor, arguments: Dict[str, Any], compiled: Optional[Callable[..., Any]] = None
-) -> Tensor:
-    """Run one encoder layer of transformers, ``compiled`` or not, and return its hidden states (N, T, C).
+@contextlib.contextmanager
+def use_kernels(which: Optional[str]) -> Iterator[None]:
+    """Within the block, compute losses with ``triton`` or ``torch`` on any device; None: depending on the device.
 
-    In transformers 4 (and for WavLM in 5) a layer returns them first in a tuple; Whisper needs ``layer_head_mask``.
+    Raises:
+      UserError: at the first loss, if ``triton`` cannot be used.
     """
-    if "layer_head_mask" in inspect.signature(layer.forward).parameters:
-        arguments = dict(arguments, layer_head_mask=None)
-    output = compiled(layer, x, (), arguments) if compiled else layer(x, **arguments)
-    return output[0] if isinstance(output, tuple) else output
+    token = _wanted.set(which)
+    try:
+        yield
+    finally:
+        _wanted.reset(token)
+
+
+def triton_kernels(x: Tensor) -> Any:
+    """Return the module `losses.triton` if it computes the loss of ``x``, else None.
+
+    It is used for tensors on NVIDIA GPUs where Triton works. Where it does not, a warning gives the reason, once.
+    """
+    wanted = _wanted.get()
+    if wanted == "torch" or (wanted is None and not x.is_cuda):
+        return None
+    problem = triton_problem(x.device)
+    if problem is None:
+        return importlib.import_module("tokenverse_pp.losses.triton")
+    if wanted == "triton":
+        raise UserError(f"loss backend 'triton' cannot be used: {problem}; use 'auto' or 'torch'")
+    return None
+
+
+def triton_problem(device: torch.device) -> Optional[str]:
+    """Why the Triton kernels cannot be used on a device, in one line; None if they can. Checked once per device."""
+    key = str(device)
+    if key not in _problems:
+        _problems[key] = _find_problem(device)
+        if _problems[key] is not None and device.type == "cuda":
+            LOG.warning("loss: the Triton kernels cannot be used (%s); using PyTorch, which is slower", _problems[key])
+    return _problems[key]
+
+
+def _find_problem(device: torch.device) -> Optional[str]:
+    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        return f"they run on NVIDIA GPUs, not on {device.type!r}"
+    if torch.version.hip is not None:
+        return "they are not made for ROCm"
+    if importlib.util.find_spec("triton") is None:
+        return "No module named 'triton'"
+    try:
+        language = importlib.import_module("triton.language")
+        if not hasattr(language, "gather"):
+            return "Triton 3.3 or later is needed (torch 2.7)"
+        kernels = importlib.import_module("tokenverse_pp.losses.triton")
+        arcs, boundary = torch.zeros((1, 2, 2), device=device), torch.tensor([[0, 0, 1, 2]], device=device)
+        kernels.dense_scores(arcs[:, :1], arcs, boundary, False)
+    except torch.cuda.OutOfMemoryError:  # not a problem of the kernels
+        raise
+    except Exception as error:  # e.g. a missing compiler or a GPU that is too old: the messages vary
+        return one_line(error)
+    return None
+
+
+def autocast_type(kind: str) -> Optional[torch.dtype]:
+    """The type in which autocast computes matrix products on a kind of device; None if it is off."""
+    if hasattr(torch, "get_autocast_dtype"):  # torch 2.4 and later; the functions below are deprecated there
+        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+    if kind == "cpu":
+        return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
+    return torch.get_autocast_gpu_dtype() if kind == "cuda" and torch.is_autocast_enabled() else None
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype:
+    """The type in which autocast would compute a matrix product of x; the type of x if autocast is off."""
+    return autocast_type(x.device.type) or x.dtype
+
+
+def autocast(device: torch.device, precision: str) -> ContextManager[Any]:
+    """Autocast for ``fp32`` (none), ``bf16`` or ``fp16``.
+
+    Raises:
+        UserError: bf16 or fp16 on a CPU before torch 2.0, whose LayerNorm accepts no mixed types.
+    """
+    dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    if dtype is not None and device.type == "cpu" and int(torch.__version__.split(".")[0]) < 2:
+        raise UserError(
+            f"precision {precision} on a CPU needs torch 2.0 or later, here is {torch.__version__}: use fp32"
+        )
+    return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+
+
+def grad_scaler(device: torch.device, precision: str) -> Any:
+    """Loss scaling (GradScaler), enabled only for fp16 on a GPU.
+
+    The loss of a step is a sum over frames, so its gradients are large: the scale starts at 1, as icefall's does.
+    """
+    enabled = precision == "fp16" and device.type == "cuda"
+    options: Dict[str, Any] = {"init_scale": FIRST_SCALE, "growth_interval": GROWTH_INTERVAL, "enabled": enabled}
+    if hasattr(torch.amp, "GradScaler"):  # torch 2.3 and later, where the other class is deprecated
+        return torch.amp.GradScaler(device.type, **options)
+    return torch.cuda.amp.GradScaler(**options)
 
 
 def compiled_layer(device: torch.device, backend: str = "inductor") -> Callable[[nn.Module, Tensor, Any, Any], Any]:
@@ -61,27 +156,6 @@ def compiled_layer(device: torch.device, backend: str = "inductor") -> Callable[
 
 def _call_layer(layer: nn.Module, x: Tensor, args: Sequence[Any], options: Dict[str, Any]) -> Any:
     return layer(x, *args, **options)
-
-
-def float32_argument() -> Dict[str, torch.dtype]:
-    """The argument of ``from_pretrained`` for float32: ``torch_dtype``, or ``dtype`` from transformers 5 on."""
-    major = int(transformers.__version__.split(".")[0])
-    return {"dtype" if major >= 5 else "torch_dtype": torch.float32}
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Silence the progress bars and warnings of transformers."""
-    logging = transformers.utils.logging
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor, bias: Optional[Tensor]) -> Tensor:
@@ -124,11 +198,6 @@ def without_unused_frames(conv: nn.Conv1d, x: Tensor) -> Tensor:
         return x
     unused = (x.shape[-1] - conv.kernel_size[0]) % conv.stride[0]
     return x[..., : x.shape[-1] - unused]
-
-
-def autocast_dtype(x: Tensor) -> torch.dtype:
-    """The type in which autocast would compute a matrix product of x; the type of x if autocast is off."""
-    return autocast_type(x.device.type) or x.dtype
 
 
 def peak_memory(device: torch.device) -> float:
@@ -191,29 +260,3 @@ def is_lost_device(error: BaseException) -> bool:
         and any(part in text for part in of_device)
         and any(part in text for part in LOST)
     )
-
-
-def grad_scaler(device: torch.device, precision: str) -> Any:
-    """Loss scaling (GradScaler), enabled only for fp16 on a GPU.
-
-    The loss of a step is a sum over frames, so its gradients are large: the scale starts at 1, as icefall's does.
-    """
-    enabled = precision == "fp16" and device.type == "cuda"
-    options: Dict[str, Any] = {"init_scale": FIRST_SCALE, "growth_interval": GROWTH_INTERVAL, "enabled": enabled}
-    if hasattr(torch.amp, "GradScaler"):  # torch 2.3 and later, where the other class is deprecated
-        return torch.amp.GradScaler(device.type, **options)
-    return torch.cuda.amp.GradScaler(**options)
-
-
-def autocast(device: torch.device, precision: str) -> ContextManager[Any]:
-    """Autocast for ``fp32`` (none), ``bf16`` or ``fp16``.
-
-    Raises:
-        UserError: bf16 or fp16 on a CPU before torch 2.0, whose LayerNorm accepts no mixed types.
-    """
-    dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    if dtype is not None and device.type == "cpu" and int(torch.__version__.split(".")[0]) < 2:
-        raise UserError(
-            f"precision {precision} on a CPU needs torch 2.0 or later, here is {torch.__version__}: use fp32"
-        )
-    return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
