@@ -603,7 +603,8 @@ def test_the_formats_are_all_there():
 async def test_uploads_without_lid_are_not_bound_to_the_language_of_the_server(toy, talk, tmp_path):
     (tmp_path / "qaa.tsv").write_text("dun\t30\n")
     (tmp_path / "qab.tsv").write_text("dun\t30\n")
-    options = TranscribeOptions(language="qab", lm=tmp_path, inactive="suppress")
+    search = SearchOptions(lm_scale=0.3)
+    options = TranscribeOptions(language="qab", lm=tmp_path, search=search, inactive="suppress")
     async with serving(model=build_upload_model(toy.loaded, "toy", options)) as server:
         found = await transcribed(server, talk[1], model="toy", extra_body={"tasks": "asr"})
         assert found.text == toy.transcribe(talk[0], tasks=["asr"], inactive="suppress").text

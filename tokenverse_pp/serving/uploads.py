@@ -74,7 +74,9 @@ class UploadModel:
         o = replace(self.options, tasks=tasks)
         if "lid" in tasks:
             return o
-        return replace(o, language=None, lm=None if chosen_by_language(o.lm, self.inactive, o.language) else o.lm)
+        if chosen_by_language(o.lm, self.inactive, o.language):
+            o = replace(o, lm=None, search=o.search and o.search.without_lm())
+        return replace(o, language=None)
 
     def decoding(self, options: TranscribeOptions) -> DecodeOptions:
         """Convert options for a recognizer (raises UserError)."""
