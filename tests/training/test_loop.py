@@ -172,6 +172,13 @@ def test_moments_stay_with_their_parameters_when_rates_change(tiny_corpus, tmp_p
         assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+def test_both_rows_of_a_pair_count_as_one_cut(tiny_corpus, tmp_path):
+    changes = {"tasks__activation": "subset", "tasks__paired": "true", "training__max_steps": 1}
+    run(trainer(tiny_corpus, tmp_path, data__max_cuts=2, **changes))
+    (record,) = [r["corpora"] for r in read_log(tmp_path / "log.jsonl") if r["kind"] == "drawn"]
+    assert sum(corpus["cuts"] for corpus in record.values()) == 2
+
+
 def test_changed_settings_of_a_task_are_named():
     before, now = (from_dict({"tasks": {"settings": settings}}) for settings in ({}, {"topic": {"words": 3}}))
     assert changed_options(before, now) == ["tasks.settings: {} -> {'topic': {'words': 3}}"]
