@@ -353,7 +353,7 @@ def check_activation(config: Config) -> None:
 
 
 def check_adapters(encoder: EncoderConfig) -> None:
-    """Check that no option says otherwise than adapters: all layers have them, nothing else trains (raises UserError)."""
+    """Check that no option contradicts adapters: all layers have them, nothing else trains (raises UserError)."""
     if encoder.kind != "finetune" or not encoder.lora_rank:
         return
     if encoder.freeze_layers:
