@@ -17,7 +17,7 @@ from torch import Tensor
 from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.options import DecodeOptions, Numbers
-from tokenverse_pp.data.dataset import SAMPLING_RATE, audio_files, collate, load_inputs
+from tokenverse_pp.data.dataset import SAMPLING_RATE, audio_files, collate, load_inputs, wrong_length
 from tokenverse_pp.decoding.constraints import Constraints, constraints_for
 from tokenverse_pp.decoding.hypothesis import NOTHING, Hypothesis, read_calibration
 from tokenverse_pp.decoding.inactive import Selection, inactive_of, select, stripped
@@ -319,7 +319,7 @@ class Recognizer:
         items: List[Tensor] = []
         for cut in group:
             try:
-                items.append(load_inputs(cut, o.stored_features, convert=True, chunks=o.chunks))
+                items.append(self.load(cut))
                 cuts.append(cut)
             except UserError as error:
                 done.refuse(cut, error)
@@ -329,6 +329,19 @@ class Recognizer:
             else:
                 self._add(done, cut, found)
         return done
+
+    def load(self, cut: Cut) -> Tensor:
+        """Return the audio (S,) or the stored features (T, F) of a cut, as the options say.
+
+        Raises:
+            UserError: they cannot be read, or the features are not of the cut's duration.
+        """
+        o = self.options
+        item = load_inputs(cut, o.stored_features, convert=True, chunks=o.chunks)
+        problem = wrong_length(cut, len(item), self.frames(cut)) if o.stored_features else ""
+        if problem:
+            raise UserError(f"cut {cut.id}: {problem}")
+        return item
 
     def transcript(self, cut: Cut, best: Hypothesis, reader: Optional[TranscriptReader] = None) -> Transcript:
         """Return the transcript of a hypothesis.

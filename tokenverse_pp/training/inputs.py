@@ -94,6 +94,7 @@ def make_inputs(
         longest_seconds(config, encoder),
         LOG.info,
         config.data.max_tokens,
+        make_frames_of(encoder, at_seam=True) if stored else None,
     )
     held_out = [cut for cut in valid if usable(cut)]
     unknown_in_valid, usable.unknown = usable.unknown, Unknown(tokenizer)
