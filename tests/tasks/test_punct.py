@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenverse_pp.api.formats import render as formatted
+from tokenverse_pp.api.formats.subtitles import cues_of
 from tokenverse_pp.cli.main import cli
 from tokenverse_pp.cli.transcribing import view
 from tokenverse_pp.data.manifests import read_cuts
@@ -202,9 +203,10 @@ def test_outputs_have_the_written_text():
     assert Transcript.from_record(record, TASKS).to_record() == record
 
 
-def test_chinese_has_no_spaces_in_pages_and_on_the_terminal():
+def test_chinese_has_no_spaces_in_pages_in_subtitles_and_on_the_terminal():
     transcript = heard("你 好 [,] [NE] 世 界 [/NE] [.] [ENDP] 再 见 ok [.]")
     assert transcript.written_text() == "你好，世界。再见 ok."
+    assert [cue.lines for cue in cues_of(transcript)] == [("你好，世界。",), ("再见 ok.",)]
     assert "你好，[世界。] ◆ 再见 ok." in view(transcript, "call.wav", colour=False)
     page = re.sub("<[^>]*>", "", formatted(transcript, "html"))
     assert "你好，世界。◆ 再见 ok." in page
