@@ -193,7 +193,10 @@ async def test_texts_have_punctuation_and_case_and_deltas_stay_prefixes():
         assert [word.word for word in found.words] == ["bonjour", "amélie", "ça", "va"]
         # A window settles each word here, and each sign in the window after its word.
         long = wav(*[tone(i, 0.1) for i in (1, 2, 3, 4) * 3])
+        await transcribed(server, long)
+        assert not recognizer.settled  # nobody reads it
         events = await streamed(server, long, model="fake")
+        assert recognizer.settled
         deltas = [event.delta for event in events[:-1]]
         assert "".join(deltas) == events[-1].text == " ".join([text] * 3) and len(deltas) > 10
         plain = await streamed(server, long, model="fake", extra_body={"tasks": "asr"})

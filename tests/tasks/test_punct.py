@@ -25,7 +25,7 @@ from tokenverse_pp.evaluation.comparison import count_utterances
 from tokenverse_pp.evaluation.scoring import score_hypotheses, score_table
 from tokenverse_pp.tasks import Answers, Mark, build_tasks, parse, render
 from tokenverse_pp.tasks.base import ScoredExample
-from tokenverse_pp.tasks.punct import ALLCAPS, CAP, TOKENS, joined, read_written, spelled
+from tokenverse_pp.tasks.punct import ALLCAPS, CAP, TOKENS, joined, read_written, settled_text, spelled
 from tokenverse_pp.tasks.result import Transcript, Word, transcript_of_words
 
 TASKS = build_tasks(["scd", "endp", "ner", "punct"])
@@ -201,6 +201,24 @@ def test_outputs_have_the_written_text():
     record = transcript.to_record()
     assert record["written"] == "Bonjour, Amélie! Oui."
     assert Transcript.from_record(record, TASKS).to_record() == record
+
+
+@pytest.mark.parametrize("tasks", [TASKS.names, ("asr", "ner", "endp"), (*TASKS.names, "lid")])
+def test_settled_text_is_that_of_the_transcript_without_what_may_change(tasks):
+    """For every beginning of the pieces of a recording, up to a whole word."""
+    text = "[TR] [CAP] ▁iz mir [,] [NE] [CAP] ▁ama sya [/NE] [!] [ENDP] ▁ [SCD] [ALLCAPS] ▁oui [.] ▁你 ▁好 [.]"
+    known = build_tasks(tasks, {"lid": {"languages": ["tr"]}})
+    pieces = [piece for piece in text.split() if piece in known.symbols or not piece.startswith("[")]
+    settled = []
+    for count in range(len(pieces) + 1):
+        if count < len(pieces) and pieces[count] in ("mir", "sya"):
+            continue
+        some = known.reader.read_tokens(pieces[:count], range(count), [-0.1] * count, 0.04, None, 0.0, 9.0, "call")
+        stop = max(len(some.words) - ("punct" in tasks), 0)
+        settled.append(settled_text(pieces[:count], known.reader))
+        assert settled[-1] == some.written_text(0, stop)
+    assert all(after.startswith(before) for before, after in zip(settled, settled[1:]))
+    assert ("İzmir, Amasya! OUİ." if "lid" in tasks else "masya") in settled[-1]
 
 
 def test_chinese_has_no_spaces_in_pages_in_subtitles_and_on_the_terminal():

@@ -31,6 +31,7 @@ from tokenverse_pp.models.compat import autocast
 from tokenverse_pp.models.encoders.base import length_mask
 from tokenverse_pp.models.stored_features import batches_of
 from tokenverse_pp.tasks.base import TaskSet
+from tokenverse_pp.tasks.punct import settled_text
 from tokenverse_pp.tasks.result import Transcript, TranscriptReader
 
 
@@ -112,8 +113,8 @@ class Recognizer:
 
     Attributes:
         on_windows: called while a long cut is decoded, with the cut, the number of windows that are done, and of all.
-        on_settled: called then with the cut and its transcript up to the start of the next window; later transcripts
-            begin with the same words. None: no call.
+        on_settled: called then with the cut and its written text that later windows do not change (`settled_text`).
+            None: no call.
 
     Raises:
         UserError: for tasks, languages, hotword characters or a language model that the model cannot use.
@@ -142,7 +143,7 @@ class Recognizer:
         if options.pauses and "endp" not in self.active:
             raise UserError("--pauses: the probabilities of endpoints need the task endp, which is not decoded")
         self.on_windows: Callable[[Cut, int, int], None] = untold
-        self.on_settled: Optional[Callable[[Cut, Transcript], None]] = None
+        self.on_settled: Optional[Callable[[Cut, str], None]] = None
 
     @cached_property
     def pause_reader(self) -> Optional[PauseReader]:
@@ -295,7 +296,7 @@ class Recognizer:
             self.on_windows(cut, done, len(windows))
             if self.on_settled is not None and done < len(windows):
                 settled = stripped([Hypothesis(*merger.result(windows[done][0]), 0.0, 0.0)], removed)[0]
-                self.on_settled(cut, self.transcript(cut, settled))
+                self.on_settled(cut, settled_text([self.pieces[token] for token in settled.tokens], self.reader))
         tokens, frames, log_probs = merger.result()
         log_prob = sum(log_probs)
         score = o.search.normalised(log_prob, len(tokens) + loaded.model.predictor.context_size)
