@@ -38,7 +38,7 @@ def toy_options(corpus, exp_dir, **changes):
         "tokenizer.vocab_size": VOCABULARY,
         "model.encoder.name": f"{corpus}/encoder",
         "model.encoder.random_init": "true",
-        "model.encoder.freeze_feature_encoder": "false",
+        "model.encoder.freeze_feature_encoder": "true" if changes.get("model__encoder__lora_rank") else "false",
         "model.spec_augment.time_share": 0,
         "model.spec_augment.channel_share": 0,
         "model.loss.warm_steps": 10,

@@ -174,6 +174,14 @@ def test_from_dict_does_not_change_its_argument():
             ["--model.encoder.lora_rank=2", "--model.encoder.freeze_layers=-1"],
             "--model.encoder.freeze_layers=-1: does nothing with --model.encoder.lora_rank",
         ),
+        (
+            ["--model.encoder.lora_rank=2", "--model.encoder.freeze_feature_encoder=false"],
+            "--model.encoder.freeze_feature_encoder=false: does nothing with --model.encoder.lora_rank",
+        ),
+        *(
+            (["--optim.layer_decay=0.9", f"--model.encoder.{what}"], f"layer_decay=0.9: does nothing with .*{what}")
+            for what in ("random_init=true", "lora_rank=2", "kind=frozen")
+        ),
         (["--optim.clip=0"], "--optim.clip=0.*: expected more than 0"),
         (["--optim.encoder_lr=-1e-4"], "--optim.encoder_lr=-0.0001: expected at least 0"),
         (["--model.loss.delay_penalty=-0.1"], "--model.loss.delay_penalty=-0.1: expected at least 0"),
@@ -189,7 +197,16 @@ def test_a_saved_model_with_frozen_layers_and_adapters_is_read(tmp_path):
     config = from_dict({"model": {"encoder": {"lora_rank": 2, "freeze_layers": 1}}})
     save_config(config, tmp_path / "config.yaml")
     assert load_config(tmp_path / "config.yaml") == config
-    parse_config(["--model.encoder.lora_rank=2", "--model.encoder.freeze_layers=1", "--model.encoder.kind=split"])
+    split = ["--model.encoder.lora_rank=2", "--model.encoder.kind=split"]
+    parse_config([*split, "--model.encoder.freeze_layers=1", "--model.encoder.freeze_feature_encoder=false"])
+
+
+def test_a_saved_model_with_layer_decay_and_random_weights_is_read_and_continued(tmp_path):
+    config = from_dict({"model": {"encoder": {"random_init": True}}, "optim": {"layer_decay": 0.9}})
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == config
+    continued = ["--training.init_from=old", "--model.encoder.random_init=true", "--optim.layer_decay=0.9"]
+    assert parse_config(continued).optim.layer_decay == 0.9
 
 
 def test_without_vectors_asr_alone_may_have_any_activation():

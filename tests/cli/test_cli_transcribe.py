@@ -296,6 +296,7 @@ def test_wrong_options_are_one_line(model, calls, tmp_path):
         ((one, "--hotwords", tmp_path / "gone.txt"), "gone.txt: no such file"),
         ((one, "--lm", tmp_path / "gone"), f"--lm: {tmp_path / 'gone'}: no such file or folder"),
         ((one, "--lm-scale", "0"), "'lm_scale': expected a number above 0"),
+        ((one, "--lm-scale", "0.5"), "'lm_scale': has no effect without a language model"),
         ((one, "--method", "beam", "--beam", "0"), "'beam': expected a whole number"),
         ((one, "--batch-seconds", "0"), "expected seconds above 0"),
         ((one, "--device", "abacus"), "device 'abacus'"),

@@ -17,9 +17,14 @@ from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.config_files import save_config
 from tokenverse_pp.base.engine import Parts, ShardEngine
 from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.options import DecodeOptions, SearchOptions
 from tokenverse_pp.cli.main import cli
 from tokenverse_pp.data.access import current_access
 from tokenverse_pp.data.dataset import FEATURES, features_key, load_inputs
+from tokenverse_pp.data.distributed import DistributedContext
+from tokenverse_pp.data.samplers import open_rounds
+from tokenverse_pp.decoding.recognizer import Recognizer
+from tokenverse_pp.models.bundle import ModelBundle
 from tokenverse_pp.models.stored_features import (
     ORIGIN,
     StoringJob,
@@ -30,7 +35,7 @@ from tokenverse_pp.models.stored_features import (
     perturbed,
     store_features,
 )
-from tokenverse_pp.training.inputs import check_data
+from tokenverse_pp.training.inputs import check_data, make_inputs
 from tokenverse_pp.training.log import read_log
 
 
@@ -178,6 +183,24 @@ def test_features_are_found_only_where_all_that_training_reads_are_there(parts, 
     assert not carry_features(cuts, config)
     config.encoder.kind = "finetune"
     assert not carry_features(cuts, config)
+
+
+def test_features_of_a_cut_that_was_trimmed_later_are_not_used(parts, stored, toy_tasks, caplog):
+    """Training leaves the cut out, decoding refuses it; half a frame more or less does not matter."""
+    cut = next(iter(stored))
+    trimmed, nearly = (dataclasses.replace(cut, duration=cut.duration + off) for off in (-0.5, 0.01))
+    config, world, encoder = copy.deepcopy(parts.config), DistributedContext(), parts.model.encoder
+    config.data.stored_features = True
+    cuts, rounds = [cut, nearly, trimmed], open_rounds(config.data, 1)
+    with caplog.at_level("INFO"):
+        inputs = make_inputs(config, world, toy_tasks, parts.tokenizer, encoder, rounds, cuts, begins=False)
+    assert inputs.held_out == [cut, nearly]
+    assert f"cut {cut.id} left out: its stored features have" in caplog.text
+    loaded = ModelBundle(parts.config, toy_tasks, parts.tokenizer, parts.model)
+    recognizer = Recognizer(loaded, DecodeOptions(SearchOptions("greedy"), stored_features=True))
+    assert len(recognizer([cut, nearly]).records) == 2
+    (failure,) = recognizer([trimmed]).failures
+    assert f"cut {cut.id}: its stored features have" in failure["reason"]
 
 
 def test_features_in_memory_are_found(parts, stored):

@@ -265,6 +265,12 @@ def test_phrases_are_encoded_like_text(tokenizer):
     assert bonus_for(SearchOptions(), tokenizer) is None
 
 
+@pytest.mark.parametrize("name", ["lm_scale", "lm_bonus"])
+def test_a_scale_without_a_language_model_is_refused(tokenizer, name):
+    with pytest.raises(UserError, match=f"search option '{name}': has no effect without a language model"):
+        bonus_for(SearchOptions(**{name: 0.5}), tokenizer)
+
+
 @pytest.mark.parametrize("phrase, said", [("[NE] oui", "task token"), ("Ωmega", "'Ωmega'.*lacks"), ("?!", "lacks")])
 def test_phrases_that_cannot_be_written_are_refused(tokenizer, phrase, said):
     with pytest.raises(UserError, match=said):

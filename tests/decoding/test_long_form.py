@@ -243,7 +243,7 @@ def record(path, said, seconds):
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_a_recording_through_windows_is_what_was_said(talker, tmp_path, batch):
+def test_a_recording_through_windows_is_what_was_said(talker, tmp_path, batch, monkeypatch):
     said = [(frame + 15, piece) for frame, piece in speech(random.Random(batch), 99)]
     cut = record(tmp_path / "a.flac", said, 100.5)
     found = decode_long(talker, cut, TASKS, FREE, batch=batch)
@@ -253,7 +253,11 @@ def test_a_recording_through_windows_is_what_was_said(talker, tmp_path, batch):
     assert max(map(len, talker.heard)) <= batch
     recognizer, told = Recognizer(talker, DecodeOptions(FREE, TASKS.names)), []
     recognizer.on_windows = lambda part, *counts: told.append((part.id, *counts))
+    texts, whole = [], recognizer.transcript(cut, found).written_text()
+    recognizer.on_settled = lambda part, text: texts.append(text)
+    monkeypatch.setattr(Recognizer, "transcript", None)  # one for each window would take longer than its search
     assert recognizer.recognize_long(cut, batch) == found
+    assert len(texts) == len(range(batch, 5, batch)) and all(map(whole.startswith, texts)) and texts[-1]
     assert told == [(cut.id, done, 5) for done in (*range(0, 5, batch), 5)]
     assert decode_long(talker, tmp_path / "a.flac", TASKS, FREE).tokens == found.tokens
     # A part of the recording has its own clock.

@@ -103,13 +103,13 @@ class FakeRecognizer:
     """A word for each tenth of a second, as `FakeTranscriber` has them; one of a long recording at a time.
 
     ``gate``: the model waits until it is set; ``batches``: names of the recordings of each batch; ``written``: words
-    and task tokens that it writes in place of a word.
+    and task tokens that it writes in place of a word; ``settled``: how often a text so far was asked for.
     """
 
     def __init__(self):
         self.gate = threading.Event()
         self.gate.set()
-        self.batches, self.asked, self.written = [], [], {}
+        self.batches, self.asked, self.written, self.settled = [], [], {}, 0
         self.on_windows, self.on_settled = lambda cut, done, total: None, None
 
     def of(self, options):
@@ -140,7 +140,10 @@ class FakeRecognizer:
                 for i in range(1, len(words)):
                     self.on_windows(cut, i, len(words))
                     if self.on_settled is not None:
-                        self.on_settled(cut, transcript_of_words(words[:i], self.options.tasks, cut.duration, cut.id))
+                        self.settled += 1
+                        so_far = transcript_of_words(words[:i], self.options.tasks, cut.duration, cut.id)
+                        open_words = int("punct" in self.options.tasks)
+                        self.on_settled(cut, so_far.written_text(0, max(len(so_far.words) - open_words, 0)))
             self.gate.wait()
             if f"v{REFUSED}" in said:
                 done.refuse(cut, UserError("refused audio"))

@@ -13,8 +13,10 @@ from test_streams import spoken
 from toy_runs import read_cuts, toy_parts
 
 from tokenverse_pp.base.config import ChunkOptions
+from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.options import DecodeOptions, SearchOptions
 from tokenverse_pp.decoding.hypothesis import Calibration
+from tokenverse_pp.decoding.language_models import bonus_for
 from tokenverse_pp.decoding.recognizer import Recognizer
 from tokenverse_pp.decoding.streaming.transcriber import StreamingOptions, StreamingTranscriber
 from tokenverse_pp.models.bundle import ModelBundle, load_model
@@ -55,11 +57,11 @@ async def test_each_stream_is_searched_as_it_asks(tiny_corpus, tmp_path, caplog)
     """Languages, hotwords and the language model: of the server, of the connection; as the recognizer has them."""
     (tmp_path / "words.tsv").write_text("dun\t30\nibi\t12\nmab\t7\nuda\t5\nkalo\t2\n")
     loaded = load_model(TOY_MODEL)
-    default = SearchOptions(lm=str(tmp_path / "words.tsv"), hotwords=("uda",))
+    default = SearchOptions(lm=str(tmp_path / "words.tsv"), lm_scale=0.4, hotwords=("uda",))
     options = StreamingOptions(ChunkOptions(640, 2, 4), search=default)
     asked = [
         ({}, {}),
-        ({"lm": False, "hotwords": []}, {"lm": None, "hotwords": None}),
+        ({"lm": False, "hotwords": []}, {"lm": None, "lm_scale": None, "hotwords": None}),
         ({"language": "QAB"}, {"languages": ("QAB",), "force_language": True}),
         ({"hotwords": ["dun ibi", ("mab", 4.0)]}, {"hotwords": ("dun ibi", ("mab", 4.0))}),
         ({"hotwords": ["kalo"], "hotword_score": 5}, {"hotwords": ("kalo",), "hotword_score": 5}),
@@ -79,6 +81,8 @@ async def test_each_stream_is_searched_as_it_asks(tiny_corpus, tmp_path, caplog)
     assert warnings == [NEVER_IN_CHUNKS] and not clients[0].ready["trained_in_chunks"]
     greedy = Start(hotwords=("a",)).search(SearchOptions("greedy"))
     assert (greedy.method, greedy.hotwords) == ("beam", ("a",)) and Start().search(default) is None
+    with pytest.raises(UserError, match="'lm_bonus': has no effect without a language model"):
+        bonus_for(Start(lm=False, lm_bonus=1.0).search(default), loaded.tokenizer, loaded.tasks)
 
 
 async def test_pauses_are_sent_to_who_asks_with_the_thresholds_of_the_model(tiny_corpus, tmp_path):

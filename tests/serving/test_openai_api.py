@@ -193,7 +193,10 @@ async def test_texts_have_punctuation_and_case_and_deltas_stay_prefixes():
         assert [word.word for word in found.words] == ["bonjour", "amélie", "ça", "va"]
         # A window settles each word here, and each sign in the window after its word.
         long = wav(*[tone(i, 0.1) for i in (1, 2, 3, 4) * 3])
+        await transcribed(server, long)
+        assert not recognizer.settled  # nobody reads it
         events = await streamed(server, long, model="fake")
+        assert recognizer.settled
         deltas = [event.delta for event in events[:-1]]
         assert "".join(deltas) == events[-1].text == " ".join([text] * 3) and len(deltas) > 10
         plain = await streamed(server, long, model="fake", extra_body={"tasks": "asr"})
@@ -603,7 +606,8 @@ def test_the_formats_are_all_there():
 async def test_uploads_without_lid_are_not_bound_to_the_language_of_the_server(toy, talk, tmp_path):
     (tmp_path / "qaa.tsv").write_text("dun\t30\n")
     (tmp_path / "qab.tsv").write_text("dun\t30\n")
-    options = TranscribeOptions(language="qab", lm=tmp_path, inactive="suppress")
+    search = SearchOptions(lm_scale=0.3)
+    options = TranscribeOptions(language="qab", lm=tmp_path, search=search, inactive="suppress")
     async with serving(model=build_upload_model(toy.loaded, "toy", options)) as server:
         found = await transcribed(server, talk[1], model="toy", extra_body={"tasks": "asr"})
         assert found.text == toy.transcribe(talk[0], tasks=["asr"], inactive="suppress").text

@@ -223,6 +223,13 @@ def test_an_outbox_keeps_order_and_the_newest_partial_only(steps):
     asyncio.run(main())
 
 
+async def test_an_outbox_counts_bytes():
+    box = Outbox(50)
+    assert box.put("語" * 17) and not box.put("a")  # 51 bytes of UTF-8
+    await box.get()
+    assert box.put("a" * 50) and box.put("a") and not box.put("a")
+
+
 async def test_a_chunk_longer_than_what_may_wait_still_gets_through():
     async with serving(waiting_seconds=0.01) as server, connect(server.url) as client:
         await send_all(client, START, *[SECOND[: CHUNK // 2]] * 8, END)

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenverse_pp.api.formats import render as formatted
+from tokenverse_pp.api.formats.subtitles import cues_of
 from tokenverse_pp.cli.main import cli
 from tokenverse_pp.cli.transcribing import view
 from tokenverse_pp.data.manifests import read_cuts
@@ -24,7 +25,7 @@ from tokenverse_pp.evaluation.comparison import count_utterances
 from tokenverse_pp.evaluation.scoring import score_hypotheses, score_table
 from tokenverse_pp.tasks import Answers, Mark, build_tasks, parse, render
 from tokenverse_pp.tasks.base import ScoredExample
-from tokenverse_pp.tasks.punct import ALLCAPS, CAP, TOKENS, joined, read_written, spelled
+from tokenverse_pp.tasks.punct import ALLCAPS, CAP, TOKENS, joined, read_written, settled_text, spelled
 from tokenverse_pp.tasks.result import Transcript, Word, transcript_of_words
 
 TASKS = build_tasks(["scd", "endp", "ner", "punct"])
@@ -202,9 +203,28 @@ def test_outputs_have_the_written_text():
     assert Transcript.from_record(record, TASKS).to_record() == record
 
 
-def test_chinese_has_no_spaces_in_pages_and_on_the_terminal():
+@pytest.mark.parametrize("tasks", [TASKS.names, ("asr", "ner", "endp"), (*TASKS.names, "lid")])
+def test_settled_text_is_that_of_the_transcript_without_what_may_change(tasks):
+    """For every beginning of the pieces of a recording, up to a whole word."""
+    text = "[TR] [CAP] ▁iz mir [,] [NE] [CAP] ▁ama sya [/NE] [!] [ENDP] ▁ [SCD] [ALLCAPS] ▁oui [.] ▁你 ▁好 [.]"
+    known = build_tasks(tasks, {"lid": {"languages": ["tr"]}})
+    pieces = [piece for piece in text.split() if piece in known.symbols or not piece.startswith("[")]
+    settled = []
+    for count in range(len(pieces) + 1):
+        if count < len(pieces) and pieces[count] in ("mir", "sya"):
+            continue
+        some = known.reader.read_tokens(pieces[:count], range(count), [-0.1] * count, 0.04, None, 0.0, 9.0, "call")
+        stop = max(len(some.words) - ("punct" in tasks), 0)
+        settled.append(settled_text(pieces[:count], known.reader))
+        assert settled[-1] == some.written_text(0, stop)
+    assert all(after.startswith(before) for before, after in zip(settled, settled[1:]))
+    assert ("İzmir, Amasya! OUİ." if "lid" in tasks else "masya") in settled[-1]
+
+
+def test_chinese_has_no_spaces_in_pages_in_subtitles_and_on_the_terminal():
     transcript = heard("你 好 [,] [NE] 世 界 [/NE] [.] [ENDP] 再 见 ok [.]")
     assert transcript.written_text() == "你好，世界。再见 ok."
+    assert [cue.lines for cue in cues_of(transcript)] == [("你好，世界。",), ("再见 ok.",)]
     assert "你好，[世界。] ◆ 再见 ok." in view(transcript, "call.wav", colour=False)
     page = re.sub("<[^>]*>", "", formatted(transcript, "html"))
     assert "你好，世界。◆ 再见 ok." in page

@@ -17,6 +17,7 @@ from toy_runs import read_cuts, toy_parts
 
 from tokenverse_pp.base.config import DataConfig
 from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.data.batching import paired_limits
 from tokenverse_pp.data.dataset import PASS, draw_id
 from tokenverse_pp.data.distributed import DistributedContext
 from tokenverse_pp.data.labels import labelled_tasks
@@ -29,7 +30,6 @@ from tokenverse_pp.data.samplers import (
     load_cuts,
     open_rounds,
     open_source,
-    paired_limits,
     train_batches,
 )
 from tokenverse_pp.models.encoders.base import make_frames_of

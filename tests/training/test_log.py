@@ -209,3 +209,11 @@ def test_drawn_cuts_are_counted_by_corpus_and_task():
     table = [line.split() for line in drawn_table(drawn).splitlines()]
     assert ["a", "3", "1.00", "50.0%", "3", "2"] in table
     assert drawn_table({}).startswith("drawn from")
+
+
+def test_both_rows_of_a_pair_are_one_drawn_cut():
+    meter = Meter(["asr", "lid"], rows=2)
+    pairs = [("a", 1800.0, (1.0, 0.0)), ("a", 1800.0, (1.0, 1.0)), ("b", 3600.0, (1.0, 1.0)), ("b", 3600.0, (1.0, 0.0))]
+    meter.add(result(1.0, 1.0), [batch(*pairs)])
+    assert meter.drawn["a"] == {"cuts": 1, "hours": 0.5, "active": {"asr": 2, "lid": 1}}
+    assert meter.drawn["b"] == {"cuts": 1, "hours": 1.0, "active": {"asr": 2, "lid": 1}}

@@ -165,11 +165,18 @@ def test_moments_stay_with_their_parameters_when_rates_change(tiny_corpus, tmp_p
     first = trainer(tiny_corpus, tmp_path, training__max_steps=1, data__max_cuts=2)
     run(first)
     folder = checkpoint.list_checkpoints(tmp_path)[0]
-    for rates in ({"optim__lr": 1e-5, "optim__layer_decay": 0.5}, {"optim__vector_lr": 1e-3, "optim__weight_decay": 0}):
+    for rates in ({"optim__lr": 1e-5}, {"optim__vector_lr": 1e-3, "optim__weight_decay": 0}):
         again = trainer(tiny_corpus, tmp_path, **rates)
         again.start(folder)
         found, expected = moments(again), moments(first)
         assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_both_rows_of_a_pair_count_as_one_cut(tiny_corpus, tmp_path):
+    changes = {"tasks__activation": "subset", "tasks__paired": "true", "training__max_steps": 1}
+    run(trainer(tiny_corpus, tmp_path, data__max_cuts=2, **changes))
+    (record,) = [r["corpora"] for r in read_log(tmp_path / "log.jsonl") if r["kind"] == "drawn"]
+    assert sum(corpus["cuts"] for corpus in record.values()) == 2
 
 
 def test_changed_settings_of_a_task_are_named():

@@ -241,7 +241,6 @@ SPLIT = {
     "model__encoder__context_ffn": 32,
     "model__encoder__context_kernel": 5,
     "optim__decay": "constant",
-    "optim__layer_decay": 0.9,
     "training__average_period": 1,
 }
 

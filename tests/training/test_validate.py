@@ -8,6 +8,8 @@ import torch
 from lhotse import CutSet
 from toy_runs import read_cuts, toy_parts
 
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.data import dataset
 from tokenverse_pp.data.distributed import DistributedContext
 from tokenverse_pp.decoding.hypothesis import Hypothesis
 from tokenverse_pp.training import validation as validate
@@ -112,3 +114,30 @@ def test_ranks_share_the_cuts(tiny_corpus, parts):
         batches = validate.Validator(cuts, parts.dataset, parts.config, DistributedContext(rank, 3)).batches
         found += [cut.id for batch in batches for cut in batch]
     assert sorted(found) == sorted(cut.id for cut in cuts)
+
+
+def test_cuts_with_samples_of_nan_are_named_and_left_out(tiny_corpus, parts, caplog, monkeypatch):
+    """The scores are those of the other cuts, in a batch with them or in one of its own."""
+    cuts, load = read_cuts(tiny_corpus, "dev")[:3], dataset.load_inputs
+    bad = set()
+
+    def loaded(cut, *args, **options):
+        samples = load(cut, *args, **options)
+        return samples.fill_(math.nan) if cut.id in bad else samples
+
+    monkeypatch.setattr(dataset, "load_inputs", loaded)
+    for seconds in (1.0, 100.0):
+        parts.config.data.max_duration = seconds
+        bad.clear()
+        expected = validate.Validator(cuts[1:], parts.dataset, parts.config, DistributedContext())(parts.model)
+        bad.add(cuts[0].id)
+        validator = validate.Validator(cuts, parts.dataset, parts.config, DistributedContext())
+        for _ in range(2):
+            assert validator(parts.model) == pytest.approx(expected, rel=1e-4)
+        assert [r.message for r in caplog.records] == [
+            f"data.valid: cut {cuts[0].id} is left out: it has samples of NaN or infinity"
+        ]
+        caplog.clear()
+    bad.update(cut.id for cut in cuts)
+    with pytest.raises(UserError, match=r"--data\.valid: no cut is left"):
+        validate.Validator(cuts, parts.dataset, parts.config, DistributedContext())(parts.model)

@@ -107,7 +107,7 @@ def transcribe_in_order(
     decoder: Recognizer,
     items: Iterable[Item],
     on_windows: Optional[Callable[[str, int, int], None]] = None,
-    on_settled: Optional[Callable[[str, Transcript], None]] = None,
+    on_settled: Optional[Callable[[str, str], None]] = None,
 ) -> Iterator[Result]:
     """Yield one result per item, in order; only a few batches of items are read ahead.
 
@@ -115,7 +115,7 @@ def transcribe_in_order(
         items: recordings, and inputs that could not be opened, which are passed through.
         on_windows: called while a long recording is decoded, with its label and the numbers of finished and of all
             windows.
-        on_settled: called then with the label and the transcript so far (`Recognizer.on_settled`).
+        on_settled: called then with the label and the text so far (`Recognizer.on_settled`).
     """
     for group in grouped(items, decoder.options):
         yield from _decode(decoder, group, on_windows, on_settled)
@@ -199,7 +199,7 @@ def _decode(
     decoder: Recognizer,
     items: List[Item],
     on_windows: Optional[Callable[[str, int, int], None]],
-    on_settled: Optional[Callable[[str, Transcript], None]],
+    on_settled: Optional[Callable[[str, str], None]],
 ) -> Iterator[Result]:
     """The results of some items, in order."""
     heard = {str(number): item for number, item in enumerate(items) if isinstance(item, Heard)}

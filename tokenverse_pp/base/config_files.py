@@ -75,6 +75,7 @@ def parse_config(
     # Only before training: models that were trained otherwise still load.
     check_activation(config)
     check_adapters(config.model.encoder)
+    check_layer_decay(config)
     check_languages(config.tasks)
     return config
 
@@ -352,11 +353,33 @@ def check_activation(config: Config) -> None:
 
 
 def check_adapters(encoder: EncoderConfig) -> None:
-    """Check that no layers are frozen under adapters, which train in all of them (raises UserError)."""
-    if encoder.lora_rank and encoder.freeze_layers and encoder.kind == "finetune":
+    """Check that no option contradicts adapters: all layers have them, nothing else trains (raises UserError)."""
+    if encoder.kind != "finetune" or not encoder.lora_rank:
+        return
+    if encoder.freeze_layers:
         raise UserError(
             f"--model.encoder.freeze_layers={encoder.freeze_layers}: does nothing with --model.encoder.lora_rank, "
             "whose adapters are in all layers: expected 0, or kind split with --model.encoder.split_layer"
+        )
+    if not encoder.freeze_feature_encoder:
+        raise UserError(
+            "--model.encoder.freeze_feature_encoder=false: does nothing with --model.encoder.lora_rank, which trains "
+            "adapters only: expected true"
+        )
+
+
+def check_layer_decay(config: Config) -> None:
+    """Check that ``optim.layer_decay`` has pretrained layers to act on (raises UserError)."""
+    encoder = config.model.encoder
+    why = {
+        "random_init": encoder.random_init and not config.training.init_from,
+        "lora_rank": encoder.lora_rank > 0,
+        "kind": encoder.kind == "frozen",
+    }
+    for name in (name for name, is_so in why.items() if is_so and config.optim.layer_decay != 1):
+        raise UserError(
+            f"--optim.layer_decay={config.optim.layer_decay}: does nothing with --model.encoder.{name}="
+            f"{str(getattr(encoder, name)).lower()}: no pretrained layer is trained; expected 1"
         )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Dict, Literal, Optional, Sequence, Tuple, Union, get_args
@@ -180,6 +180,10 @@ class SearchOptions:
     def width(self) -> int:
         """Hypotheses kept per utterance."""
         return 1 if self.method == "greedy" else self.beam
+
+    def without_lm(self) -> SearchOptions:
+        """Return these options without a language model, its scale and its bonus."""
+        return replace(self, lm=None, lm_scale=None, lm_bonus=None)
 
     def normalised(self, score: float, length: int) -> float:
         """Return the score by which hypotheses are ranked; ``length``: tokens + context size (see ``length_norm``)."""

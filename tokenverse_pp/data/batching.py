@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import random
 from collections import deque
@@ -23,6 +24,16 @@ from tokenverse_pp.base.config import DataConfig
 # Seconds of audio at which attention takes as many operations as the rest of a layer: 4 T d and 24 d^2 per frame, at
 # 50 frames per second and 1024 channels.
 DOUBLED = 123.0
+
+
+def paired_limits(config: DataConfig) -> DataConfig:
+    """Return the configuration with half the seconds, cuts and tokens per batch, where each cut will occur twice."""
+    return dataclasses.replace(
+        config,
+        max_duration=config.max_duration / 2,
+        max_cuts=config.max_cuts and config.max_cuts // 2,
+        max_batch_tokens=config.max_batch_tokens and max(1, config.max_batch_tokens // 2),
+    )
 
 
 class SamplerBase(Sampler):

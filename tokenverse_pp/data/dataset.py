@@ -36,6 +36,7 @@ from tokenverse_pp.tasks.transcript import is_task_token, transcript_of
 
 SAMPLING_RATE = SAMPLE_RATE  # Hz
 FEATURES = "encoder_features"  # cut.custom key of the stored features at the seam
+MOST_OFF = 2  # frames by which stored features may differ from the cut's duration: the ends of cuts are rounded
 NAMED = 5  # most characters or cut ids that a message lists
 REPORTED = 100  # most left-out cuts that a rank reports to the others by name at a time
 # cut.custom key: index of the file in data.train, and earlier passes through it in this epoch; absent if both are 0
@@ -318,6 +319,16 @@ def features_manifest(cut: Cut, key: str) -> Any:
     return manifest
 
 
+def wrong_length(cut: Cut, found: int, expected: int) -> str:
+    """Return why a cut's stored features of ``found`` frames are not of its audio, which has ``expected`` frames."""
+    if abs(found - expected) <= MOST_OFF:
+        return ""
+    return (
+        f"its stored features have {found} frames, but {cut.duration:.2f} s are {expected} frames: was it cut after "
+        "`tokenverse-pp manifest store-features`? run that again"
+    )
+
+
 def audio_files(cut: Cut) -> List[Path]:
     """The audio files of a cut; none for audio in memory, in an archive, or from a command or URL."""
     return [Path(str(s.source)) for recording in recordings(cut) for s in recording.sources if s.type == "file"]
@@ -458,6 +469,7 @@ class Usable:
         frames_of: seconds -> encoder output frames.
         report: called with one line for each cut left out.
         max_tokens: the length of the longest target allowed, or None.
+        stored_frames_of: seconds -> frames at the seam, which stored features must have; None: audio is read.
     """
 
     def __init__(
@@ -468,6 +480,7 @@ class Usable:
         max_seconds: float,
         report: Callable[[str], None],
         max_tokens: Optional[int] = None,
+        stored_frames_of: Optional[Callable[[float], int]] = None,
     ):
         self.dataset = dataset
         self.frames_of = frames_of
@@ -475,6 +488,7 @@ class Usable:
         self.max_seconds = max_seconds
         self.report = report
         self.max_tokens = max_tokens
+        self.stored_frames_of = stored_frames_of
         self.left_out: Dict[str, str] = {}
         self.unknown = Unknown(dataset.tokenizer)
         self._lines: List[str] = []  # the first lines reported since `take`
@@ -502,6 +516,12 @@ class Usable:
         """Return why a cut cannot be used; if it can, count its target and return an empty string."""
         if not self.min_seconds <= cut.duration <= self.max_seconds:
             return f"{cut.duration:.2f} s is outside {self.min_seconds:g} to {self.max_seconds:g} s"
+        if self.stored_frames_of is not None:
+            arrays = [x for key, x in (cut.custom or {}).items() if key.startswith(FEATURES) and hasattr(x, "shape")]
+            problems = (wrong_length(cut, x.shape[0], self.stored_frames_of(cut.duration)) for x in arrays)
+            problem = next(filter(None, problems), "")
+            if problem:
+                return problem
         tasks = labelled_tasks(cut)
         text = self.dataset.target_text(cut, tasks)
         ids = self.dataset.tokenizer.encode(text)

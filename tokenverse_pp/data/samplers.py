@@ -19,7 +19,6 @@ for any number of ranks and workers, and after a resume.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import random
 import signal
@@ -45,7 +44,7 @@ from tokenverse_pp.base.storage import local_path
 from tokenverse_pp.data.batching import BatchLimits, BucketSampler, StreamSampler, level
 from tokenverse_pp.data.dataset import Batch, KeptTargets, Targets, TransducerDataset, marked
 from tokenverse_pp.data.distributed import DistributedContext
-from tokenverse_pp.data.editing.shar import find_shar, is_shar
+from tokenverse_pp.data.editing.shar import check_shards, find_shar, is_shar
 from tokenverse_pp.data.lines import EVERY, LineIndex, WrongIndex, raw_lines, read_index, text_of, write_index
 from tokenverse_pp.data.manifests import cut_of_line, load_whole
 
@@ -105,6 +104,11 @@ class CutSource(ABC):
         for place in self._spread_places(count):
             yield next(islice(reader, place - at, None))
             at = place + 1
+
+    def to_check(self, most: Optional[int], rank: int, ranks: int) -> Tuple[int, Iterator[Cut]]:
+        """Return number and cuts of a rank's part of a sample of ``most`` (None: all), to check their audio."""
+        count = self.count if most is None else min(most, self.count)
+        return len(range(rank, count, ranks)), islice(self.spread(count), rank, None, ranks)
 
     def _spread_places(self, count: int) -> Iterator[int]:
         """Draw a random place in each of ``count`` equal parts, with a fixed seed: a manifest may repeat a pattern."""
@@ -217,10 +221,16 @@ class SharSource(CutSource):
         """See CutSource: those of the shards."""
         return self.files.cuts
 
-    def firsts(self, shards: Iterable[int]) -> Iterator[Cut]:
-        """Yield the first cut of each of these shards: to find another one, the tar files are read up to it."""
-        for number in shards:
-            yield from _plainly(islice(CutSet.from_shar(fields=self.files.open(number)), 1))
+    def to_check(self, most: Optional[int], rank: int, ranks: int) -> Tuple[int, Iterator[Cut]]:
+        """See CutSource: the first cuts of whole shards (raises UserError), to read little; none in object storage."""
+        if self.files.is_remote:
+            return 0, iter(())
+        shards = len(self.files.cuts)
+        check_shards(self.files, range(rank, shards, ranks))
+        count = shards if most is None else min(most, shards)
+        numbers = [number * shards // count for number in range(rank, count, ranks)]
+        firsts = (islice(CutSet.from_shar(fields=self.files.open(number)), 1) for number in numbers)
+        return len(numbers), _plainly(chain.from_iterable(firsts))
 
 
 def _plainly(cuts: Iterator[Cut]) -> Iterator[Cut]:
@@ -364,16 +374,6 @@ def open_rounds(config: DataConfig, seed: int) -> Rounds:
     if not config.train:
         raise UserError("--data.train: expected at least one CutSet file")
     return Rounds([open_source(path) for path in config.train], config, seed)
-
-
-def paired_limits(config: DataConfig) -> DataConfig:
-    """Return the configuration with half the seconds, cuts and tokens per batch, where each cut will occur twice."""
-    return dataclasses.replace(
-        config,
-        max_duration=config.max_duration / 2,
-        max_cuts=config.max_cuts and config.max_cuts // 2,
-        max_batch_tokens=config.max_batch_tokens and max(1, config.max_batch_tokens // 2),
-    )
 
 
 class SamplerState(NamedTuple):

@@ -72,8 +72,9 @@ def search_for(tasks: Sequence[str], search: SearchOptions, inactive: Inactive) 
     """Return the search options for these tasks: without ``lid``, the options that need it are removed."""
     if "lid" in tasks:
         return search
-    needs_lid = chosen_by_language(search.lm, inactive, search.languages)
-    return replace(search, languages=None, lm=None if needs_lid else search.lm)
+    if chosen_by_language(search.lm, inactive, search.languages):
+        search = search.without_lm()
+    return replace(search, languages=None)
 
 
 def select(

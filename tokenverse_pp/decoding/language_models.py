@@ -326,8 +326,12 @@ def bonus_for(options: SearchOptions, tokenizer: Tokenizer, tasks: Optional[Task
         tasks: the decoded tasks, which determine the languages that can be written.
 
     Raises:
-        UserError: for hotwords or a language model that this model cannot use.
+        UserError: for hotwords or a language model that this model cannot use, and for the scale or bonus of a language
+            model without one. `SearchOptions` cannot check that: `TranscribeOptions.lm` may still add the model.
     """
+    for name in ("lm_scale", "lm_bonus") if options.lm is None else ():
+        if getattr(options, name) is not None:
+            raise UserError(f"search option {name!r}: has no effect without a language model (lm)")
     bonus: Optional[FusionScorer] = None
     if not options.earns:
         return None

@@ -18,7 +18,7 @@ from torch import Tensor
 from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.options import DecodeOptions, Inactive, Numbers, SearchOptions
-from tokenverse_pp.data.dataset import SAMPLING_RATE, audio_files, collate, load_inputs
+from tokenverse_pp.data.dataset import SAMPLING_RATE, audio_files, collate, load_inputs, wrong_length
 from tokenverse_pp.decoding.beam import beam_search
 from tokenverse_pp.decoding.constraints import Constraints, constraints_for
 from tokenverse_pp.decoding.full_beam import full_beam_search
@@ -45,6 +45,7 @@ from tokenverse_pp.models.predictor import Predictor
 from tokenverse_pp.models.stored_features import batches_of
 from tokenverse_pp.models.transducer import Joiner, Transducer
 from tokenverse_pp.tasks.base import TaskSet
+from tokenverse_pp.tasks.punct import settled_text
 from tokenverse_pp.tasks.result import Transcript, TranscriptReader
 
 METHODS = {
@@ -194,8 +195,8 @@ class Recognizer:
 
     Attributes:
         on_windows: called while a long cut is decoded, with the cut, the number of windows that are done, and of all.
-        on_settled: called then with the cut and its transcript up to the start of the next window; later transcripts
-            begin with the same words. None: no call.
+        on_settled: called then with the cut and its written text that later windows do not change (`settled_text`).
+            None: no call.
 
     Raises:
         UserError: for tasks, languages, hotword characters or a language model that the model cannot use.
@@ -224,7 +225,7 @@ class Recognizer:
         if options.pauses and "endp" not in self.active:
             raise UserError("--pauses: the probabilities of endpoints need the task endp, which is not decoded")
         self.on_windows: Callable[[Cut, int, int], None] = untold
-        self.on_settled: Optional[Callable[[Cut, Transcript], None]] = None
+        self.on_settled: Optional[Callable[[Cut, str], None]] = None
 
     @cached_property
     def pause_reader(self) -> Optional[PauseReader]:
@@ -377,7 +378,7 @@ class Recognizer:
             self.on_windows(cut, done, len(windows))
             if self.on_settled is not None and done < len(windows):
                 settled = stripped([Hypothesis(*merger.result(windows[done][0]), 0.0, 0.0)], removed)[0]
-                self.on_settled(cut, self.transcript(cut, settled))
+                self.on_settled(cut, settled_text([self.pieces[token] for token in settled.tokens], self.reader))
         tokens, frames, log_probs = merger.result()
         log_prob = sum(log_probs)
         score = o.search.normalised(log_prob, len(tokens) + loaded.model.predictor.context_size)
@@ -401,7 +402,7 @@ class Recognizer:
         items: List[Tensor] = []
         for cut in group:
             try:
-                items.append(load_inputs(cut, o.stored_features, convert=True, chunks=o.chunks))
+                items.append(self.load(cut))
                 cuts.append(cut)
             except UserError as error:
                 done.refuse(cut, error)
@@ -411,6 +412,19 @@ class Recognizer:
             else:
                 self._add(done, cut, found)
         return done
+
+    def load(self, cut: Cut) -> Tensor:
+        """Return the audio (S,) or the stored features (T, F) of a cut, as the options say.
+
+        Raises:
+            UserError: they cannot be read, or the features are not of the cut's duration.
+        """
+        o = self.options
+        item = load_inputs(cut, o.stored_features, convert=True, chunks=o.chunks)
+        problem = wrong_length(cut, len(item), self.frames(cut)) if o.stored_features else ""
+        if problem:
+            raise UserError(f"cut {cut.id}: {problem}")
+        return item
 
     def transcript(self, cut: Cut, best: Hypothesis, reader: Optional[TranscriptReader] = None) -> Transcript:
         """Return the transcript of a hypothesis.

@@ -19,7 +19,7 @@ from torch import Tensor
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import aligned
 from tokenverse_pp.base.options import DecodeOptions, SearchOptions
-from tokenverse_pp.data.dataset import collate, load_inputs
+from tokenverse_pp.data.dataset import collate
 from tokenverse_pp.decoding.hypothesis import NOTHING
 from tokenverse_pp.decoding.recognizer import NOT_FINITE, Recognizer, is_long, plan_batches
 from tokenverse_pp.evaluation.scoring import score_hypotheses
@@ -77,7 +77,7 @@ class HeldOut:
                 raise UserError(
                     f"cut {group[0].id}: {group[0].duration:.1f} s; expected at most the window, {options.window:g} s"
                 )
-            items = [load_inputs(cut, options.stored_features, convert=True) for cut in group]
+            items = [recognizer.load(cut) for cut in group]
             long_enough = [recognizer.input_frames(item) > 0 for item in items]
             self.silent += [cut for cut, is_long_enough in zip(group, long_enough) if not is_long_enough]
             group = list(compress(group, long_enough))

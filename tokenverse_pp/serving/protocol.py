@@ -168,7 +168,8 @@ class Start:
         if default.lm is None and self.asks_for_lm:
             raise UserError("field 'lm': this server has no language model (`tokenverse-pp serve --lm`)")
         if self.lm is False:
-            changes["lm"] = None
+            # Without the server's defaults for it; a scale of the stream's own is an error.
+            changes.update(lm=None, lm_scale=self.lm_scale, lm_bonus=self.lm_bonus)
         if not changes:
             return None
         if changes.get("hotwords"):

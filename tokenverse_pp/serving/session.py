@@ -85,13 +85,13 @@ class Outbox:
     """A bounded queue of messages to a client. A new partial replaces a waiting one.
 
     Args:
-        most: characters of messages that may wait, without partials.
+        most: bytes of messages that may wait, without partials.
     """
 
     def __init__(self, most: int):
         self.most = most
-        self._queue: Deque[Tuple[str, bool]] = deque()
-        self._size = 0  # without the partial
+        self._queue: Deque[Tuple[str, int]] = deque()  # messages and their bytes; 0 for the partial
+        self._size = 0
         self._has_partial = False
         self._ended = False
         self._changed = asyncio.Event()
@@ -102,14 +102,11 @@ class Outbox:
             return True
         if partial:
             if self._has_partial:
-                self._queue = deque(item for item in self._queue if not item[1])
+                self._queue = deque(item for item in self._queue if item[1])
             self._has_partial = True
         elif self._size > self.most:
             return False
-        else:
-            self._size += len(message)
-        self._queue.append((message, partial))
-        self._changed.set()
+        self._add(message, 0 if partial else len(message.encode()))
         return True
 
     def end(self, message: Optional[str] = None, clear: bool = False) -> None:
@@ -120,9 +117,13 @@ class Outbox:
             self._queue.clear()
             self._size, self._has_partial = 0, False
         if message is not None:
-            self._queue.append((message, False))
-            self._size += len(message)
+            self._add(message, len(message.encode()))
         self._ended = True
+        self._changed.set()
+
+    def _add(self, message: str, size: int) -> None:
+        self._queue.append((message, size))
+        self._size += size
         self._changed.set()
 
     async def get(self) -> Optional[str]:
@@ -132,11 +133,9 @@ class Outbox:
                 return None
             self._changed.clear()
             await self._changed.wait()
-        message, partial = self._queue.popleft()
-        if partial:
-            self._has_partial = False
-        else:
-            self._size -= len(message)
+        message, size = self._queue.popleft()
+        self._size -= size
+        self._has_partial = self._has_partial and size > 0
         return message
 
 

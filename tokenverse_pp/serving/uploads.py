@@ -24,7 +24,6 @@ from tokenverse_pp.decoding.recognizer import Recognizer
 from tokenverse_pp.models.bundle import ModelBundle
 from tokenverse_pp.serving.protocol import Limits
 from tokenverse_pp.tasks.base import TaskSet
-from tokenverse_pp.tasks.result import Transcript
 
 log = logging.getLogger(__name__)
 MOST_RECOGNIZERS = 8  # cached by their options: constraints, hotwords and a language model take time to build
@@ -74,7 +73,9 @@ class UploadModel:
         o = replace(self.options, tasks=tasks)
         if "lid" in tasks:
             return o
-        return replace(o, language=None, lm=None if chosen_by_language(o.lm, self.inactive, o.language) else o.lm)
+        if chosen_by_language(o.lm, self.inactive, o.language):
+            o = replace(o, lm=None, search=o.search and o.search.without_lm())
+        return replace(o, language=None)
 
     def decoding(self, options: TranscribeOptions) -> DecodeOptions:
         """Convert options for a recognizer (raises UserError)."""
@@ -110,7 +111,7 @@ class UploadJob:
 
     Args:
         is_wanted: whether somebody still waits for it; called in the model's thread.
-        on_text: called on the event loop with the text so far (`settled_text`).
+        on_text: called on the event loop with the text so far (`Recognizer.on_settled`).
         done: future of its transcript, or of an `UploadError`.
     """
 
@@ -270,10 +271,8 @@ class Uploads:
             if not self._is_wanted(left[0]):
                 raise Abandoned
 
-        def settled(label: str, so_far: Transcript) -> None:
-            if left[0].on_text is not None:
-                self._call(left[0].on_text, settled_text(so_far))
-
+        on_text = left[0].on_text  # of a long recording, which has no others beside it
+        settled = None if on_text is None else lambda label, so_far: self._call(on_text, so_far)
         try:
             recognizer = self.model.recognizer_for(left[0].options)
         except UserError as error:
@@ -314,12 +313,6 @@ class Uploads:
             self._loop.call_soon_threadsafe(function, *arguments)
         except RuntimeError:  # the loop is closed
             pass
-
-
-def settled_text(so_far: Transcript) -> str:
-    """The written text that the rest of a recording does not change: a sign may still follow the last word."""
-    open_words = 1 if "punct" in so_far.tasks else 0
-    return so_far.written_text(0, max(len(so_far.words) - open_words, 0))
 
 
 def _set(done: asyncio.Future, result: Any) -> None:

@@ -25,10 +25,12 @@ from tokenverse_pp.base.languages import TURKIC_I, primary_language
 from tokenverse_pp.metrics.error_rates import words_in_common
 from tokenverse_pp.metrics.f1 import f1_score, score_positions
 from tokenverse_pp.tasks.base import RANK_MARK, RANK_OPEN, ScoredExample, Task
-from tokenverse_pp.tasks.transcript import Mark, turns_of
+from tokenverse_pp.tasks.transcript import Mark, split_marks, turns_of, word_spans
 
 if TYPE_CHECKING:
     from lhotse.cut import Cut
+
+    from tokenverse_pp.tasks.result import TranscriptReader
 
 CAP, ALLCAPS = "[CAP]", "[ALLCAPS]"
 # The signs of each mark, strongest first: of several signs between two words the strongest is kept.
@@ -268,6 +270,19 @@ def joined(pieces: Sequence[str]) -> str:
 def gap(before: str, piece: str) -> str:
     """What stands between two spelled words (see `joined`), and before the first one, where ``before`` is empty."""
     return " " if before and not script_of(before) == script_of(piece) == CJK else ""
+
+
+def settled_text(pieces: Sequence[str], reader: TranscriptReader) -> str:
+    """Return the written text that later pieces do not change: a sign may still follow the last word.
+
+    The same as `Transcript.written_text`, but without times and confidences, as it is needed for each window of a long
+    recording: a transcript of all words so far would take longer than the window's search.
+    """
+    words, marks = split_marks([text for text, _, _ in word_spans(pieces)])
+    if "punct" not in reader.names:
+        return " ".join(words)
+    language = reader.answers(words, marks).language
+    return joined(spelled(words, ((mark.position, mark.text) for mark in marks), language)[:-1])
 
 
 def script_of(word: str) -> Optional[str]:

@@ -6,7 +6,6 @@ import contextlib
 import logging
 import socket
 from array import array
-from itertools import islice
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 
@@ -19,6 +18,7 @@ from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import url_of
 from tokenverse_pp.data.access import recordings
 from tokenverse_pp.data.augment import Augmentation
+from tokenverse_pp.data.batching import paired_limits
 from tokenverse_pp.data.dataset import (
     Activation,
     TransducerDataset,
@@ -29,12 +29,11 @@ from tokenverse_pp.data.dataset import (
     features_key,
 )
 from tokenverse_pp.data.distributed import DistributedContext
-from tokenverse_pp.data.editing.shar import check_shards
 from tokenverse_pp.data.editing.stats import corpus_names
 from tokenverse_pp.data.labels import find_problems, labelled_cut, labelled_tasks
 from tokenverse_pp.data.lines import name_hash
 from tokenverse_pp.data.manifests import ManifestRow, read_rows, reading_bar
-from tokenverse_pp.data.samplers import Rounds, SharSource, TrainSampler, WholeSource, open_source, paired_limits
+from tokenverse_pp.data.samplers import Rounds, TrainSampler, WholeSource, open_source
 from tokenverse_pp.data.tokenizer import Tokenizer
 from tokenverse_pp.models.encoders import Encoder
 from tokenverse_pp.models.encoders.base import make_frames_of
@@ -94,6 +93,7 @@ def make_inputs(
         longest_seconds(config, encoder),
         LOG.info,
         config.data.max_tokens,
+        make_frames_of(encoder, at_seam=True) if stored else None,
     )
     held_out = [cut for cut in valid if usable(cut)]
     unknown_in_valid, usable.unknown = usable.unknown, Unknown(tokenizer)
@@ -276,19 +276,8 @@ def check_sample(path: str, config: Config, world: DistributedContext, most: Opt
     Raises:
         UserError: naming the first cut whose audio is missing, or its features in a chunk setting of the run.
     """
-    source = open_source(path)
     most = config.data.validate_audio if most is None else most
-    if isinstance(source, SharSource):
-        if source.files.is_remote:
-            return
-        shards = len(source.files.cuts)
-        check_shards(source.files, range(world.rank, shards, world.size))
-        count = shards if most is None else min(most, shards)
-        cuts = source.firsts(number * shards // count for number in range(world.rank, count, world.size))
-    else:
-        count = source.count if most is None else min(most, source.count)
-        cuts = islice(source.spread(count), world.rank, None, world.size)
-    total = len(range(world.rank, count, world.size))
+    total, cuts = open_source(path).to_check(most, world.rank, world.size)
     keys = keys_read(path, config)
     for cut in tqdm(cuts, "audio", total, leave=False, disable=None if world.is_first else True):
         if config.data.stored_features:

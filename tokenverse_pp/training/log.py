@@ -132,10 +132,14 @@ Drawn = Dict[str, Dict[str, Any]]
 
 
 class Meter:
-    """Means over the steps since the last log record."""
+    """Means over the steps since the last log record.
 
-    def __init__(self, tasks: Sequence[str] = ()):
-        self.tasks = tasks
+    Args:
+        rows: consecutive rows of a batch that are one cut: 2 with ``tasks.paired``.
+    """
+
+    def __init__(self, tasks: Sequence[str] = (), rows: int = 1):
+        self.tasks, self.rows = tasks, rows
         self.start_over()
 
     def start_over(self) -> None:
@@ -169,11 +173,13 @@ class Meter:
         self.restart()
         self.results.append(result)
         for batch in batches:
-            for corpus, seconds, active in zip(batch["corpora"], batch["durations"], batch["active"].tolist()):
+            columns = (batch["corpora"], batch["durations"], batch["active"].tolist())
+            for row, (corpus, seconds, active) in enumerate(zip(*columns)):
                 new = {"cuts": 0, "hours": 0.0, "active": dict.fromkeys(self.tasks, 0)}
                 counts = self.drawn.setdefault(corpus, new)
-                counts["cuts"] += 1
-                counts["hours"] += seconds / 3600
+                if row % self.rows == 0:
+                    counts["cuts"] += 1
+                    counts["hours"] += seconds / 3600
                 for task, is_active in zip(self.tasks, active):
                     counts["active"][task] += int(is_active)
 

@@ -97,7 +97,7 @@ class Trainer:
         self.saved = 0  # step of the latest checkpoint
         self.stop = StopRequest()
         self.stopped = False
-        self.meter = Meter(dataset.tasks.names)
+        self.meter = Meter(dataset.tasks.names, rows=2 if config.tasks.paired else 1)
         self.drawn = -1  # step up to which this process has drawn the curves
 
     def run(self, stop: Optional[StopRequest] = None) -> Optional[Path]:

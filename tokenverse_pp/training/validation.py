@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 import random
-from typing import Any, Dict, List, Mapping, Optional, Sequence
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import torch
 from lhotse import CutSet
@@ -31,6 +32,8 @@ from tokenverse_pp.models.encoders.base import length_mask
 from tokenverse_pp.models.stored_features import batches_of
 from tokenverse_pp.models.transducer import Transducer
 from tokenverse_pp.training.steps import to_device
+
+log = logging.getLogger(__name__)
 
 
 class ChunkDraw:
@@ -93,6 +96,9 @@ class Validator:
         ``loss``, ``loss_per_token``: the pruned loss in nats per frame and per token. ``log_prob_<task>``: mean
         expected log-probability of that task's target tokens (``asr``: of all others), over the cuts labelled for it.
         ``wer``, ``<task>_f1``, ``<task>_accuracy``: scores of a greedy search with each cut's labelled tasks.
+
+        Raises:
+            UserError: the model gives NaN or infinity, or no cut is left (`_loaded`).
         """
         model.eval()
         for vectors in model.task_vectors:
@@ -101,8 +107,7 @@ class Validator:
         sums = [0.0] * (3 + 2 * len(names))  # pruned loss, frames, tokens; log-probabilities and tokens of each task
         records: List[Record] = []
         recognizer = self._recognizer(model)
-        for cuts in self.batches:
-            batch = to_device(self.dataset[cuts], self.world.device)
+        for cuts, batch in self._loaded():
             out, lens = recognizer.encode(
                 batch["inputs"], batch["lens"], batch["active"], self.dataset.stored_features, batch["chunks"]
             )
@@ -117,19 +122,41 @@ class Validator:
                 out, lens = recognizer.encode(
                     batch["inputs"], batch["lens"], everything, self.dataset.stored_features, batch["chunks"]
                 )
-            records += self._search(recognizer, list(cuts), out, lens)
+            records += self._search(recognizer, cuts, out, lens)
         model.train()
         pruned, frames, tokens, *by_task = self.world.sum(sums)
         means = {
             f"log_prob_{name}": total / count for name, total, count in zip(names, by_task[::2], by_task[1::2]) if count
         }
         everyone = [record for part in self.world.gather(records) for record in part]
+        if not everyone:
+            raise UserError("--data.valid: no cut is left: all have samples or features of NaN or infinity")
+        scored = {record["id"] for record in everyone}
         return {
             "loss": pruned / max(1, frames),
             "loss_per_token": pruned / max(1, tokens),
             **means,
-            **headline(score_hypotheses(self.cuts, everyone, self.dataset.tasks)),
+            **headline(score_hypotheses([c for c in self.cuts if c.id in scored], everyone, self.dataset.tasks)),
         }
+
+    def _loaded(self) -> Iterator[Tuple[List[Cut], Batch]]:
+        """Yield the cuts of each batch, and the batch on the device.
+
+        Cuts with samples or features of NaN or infinity are left out from then on, with a warning: in training too, a
+        bad file does not end a run.
+        """
+        for number, cuts in enumerate(self.batches):
+            batch = self.dataset[cuts]
+            finite = torch.isfinite(batch["inputs"]).flatten(1).all(1).tolist()
+            if not all(finite):
+                for cut in (cut for cut, is_finite in zip(cuts, finite) if not is_finite):
+                    what = "features" if self.dataset.stored_features else "samples"
+                    log.warning(f"data.valid: cut {cut.id} is left out: it has {what} of NaN or infinity")
+                cuts = self.batches[number] = CutSet.from_cuts(cut for cut, fine in zip(cuts, finite) if fine)
+                batch = self.dataset[cuts] if any(finite) else {}
+            if batch:
+                yield list(cuts), to_device(batch, self.world.device)
+        self.batches = [cuts for cuts in self.batches if len(cuts)]
 
     def _by_task(self, batch: Batch, log_probs: Tensor) -> List[Tensor]:
         """Return two scalars per task: the sum of its log-probabilities (N, U), and its number of target tokens."""

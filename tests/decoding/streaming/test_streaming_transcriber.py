@@ -194,11 +194,11 @@ def test_streams_with_their_own_options_say_what_the_recognizer_says(searches, t
 
 def test_languages_and_their_models_need_the_task_lid(searches):
     loaded = load_model(TOY_MODEL)
-    default = dataclasses.replace(searches[-1], hotwords=("dun",))
+    default = dataclasses.replace(searches[-1], hotwords=("dun",), lm_scale=0.3)
     options = StreamingOptions(ChunkOptions(640, 2, 4), search=default, inactive="suppress")
     transcriber = StreamingTranscriber(loaded, options)
     plain = transcriber.open(["asr"]).searcher.options  # what needs lid among the defaults is left out
-    assert plain == dataclasses.replace(default, languages=None, lm=None)
+    assert plain == dataclasses.replace(default, languages=None, lm=None, lm_scale=None)
     with pytest.raises(UserError, match=r"^a: .*the task 'lid' is not active"):
         transcriber.open(["asr"], "a", searches[1])
     with pytest.raises(UserError, match=r"^a: .*a folder of language models needs the task lid"):

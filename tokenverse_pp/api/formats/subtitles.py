@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Iterator, List, Optional, Sequence, Tuple
+from typing import Callable, Iterator, List, Optional, Sequence, Tuple
 
+from tokenverse_pp.tasks.punct import joined
 from tokenverse_pp.tasks.result import Transcript
 
 CHARACTERS, LINES = 42, 2  # of a cue
@@ -15,6 +16,7 @@ LINGER = 500  # milliseconds that a cue stays after its last word, unless the ne
 SHORTEST = 100  # milliseconds; an importer treats shorter cues as echoes of live captions
 
 _BLANKS = re.compile(r"[ \t\r\n\f\v]+")
+Join = Callable[[Sequence[str]], str]  # words -> a line
 _LEADING_DASH = re.compile("^[-\u2010-\u2014](?= )", re.MULTILINE)
 
 
@@ -54,12 +56,13 @@ def cues_of(transcript: Transcript) -> List[SubtitleCue]:
     begins with a dash.
     """
     cues: List[SubtitleCue] = []
-    groups = list(_groups(list(_pieces(transcript))))
+    join: Join = joined if "punct" in transcript.tasks else " ".join  # as `Transcript.written_text`
+    groups = list(_groups(list(_pieces(transcript)), join))
     for i, group in enumerate(groups):
         start = max(group[0].start, cues[-1].end if cues else 0)
         following = groups[i + 1][0].start if i + 1 < len(groups) else start + LONGEST
         end = max(min(group[-1].end + LINGER, following, start + LONGEST), start + SHORTEST)
-        lines = _lines([piece.text for piece in group])
+        lines = _lines([piece.text for piece in group], join)
         cues.append(SubtitleCue(start, end, lines, group[0].turn, group[0].has_dash))
     return _within(cues, int(1000 * transcript.duration + 1e-6))
 
@@ -97,7 +100,7 @@ def _pieces(transcript: Transcript) -> Iterator[_Piece]:
             must_break = has_dash = False
 
 
-def _groups(pieces: Sequence[_Piece]) -> Iterator[List[_Piece]]:
+def _groups(pieces: Sequence[_Piece], join: Join) -> Iterator[List[_Piece]]:
     """The pieces of each cue."""
     group: List[_Piece] = []
     for piece in pieces:
@@ -105,7 +108,7 @@ def _groups(pieces: Sequence[_Piece]) -> Iterator[List[_Piece]]:
             piece.must_break
             or piece.start - group[-1].end > PAUSE
             or piece.end - group[0].start > LONGEST
-            or not _lines([*(other.text for other in group), piece.text])
+            or not _lines([*(other.text for other in group), piece.text], join)
         ):
             yield group
             group = []
@@ -114,12 +117,12 @@ def _groups(pieces: Sequence[_Piece]) -> Iterator[List[_Piece]]:
         yield group
 
 
-def _lines(words: Sequence[str]) -> Tuple[str, ...]:
+def _lines(words: Sequence[str], join: Join) -> Tuple[str, ...]:
     """Return words on one line, or on two of similar length; empty if they do not fit."""
-    whole = " ".join(words)
+    whole = join(words)
     if len(whole) <= CHARACTERS or len(words) == 1:
         return (whole,)
-    halves = ((" ".join(words[:i]), " ".join(words[i:])) for i in range(1, len(words)))
+    halves = ((join(words[:i]), join(words[i:])) for i in range(1, len(words)))
     fitting = [pair for pair in halves if max(map(len, pair)) <= CHARACTERS]
     return min(fitting, key=lambda pair: max(map(len, pair))) if fitting else ()
 

@@ -97,12 +97,12 @@ def stack_frames(x: Tensor, lens: Tensor, stack: int) -> Tuple[Tensor, Tensor]:
     return x.reshape(n, -1, stack * c), stacked_lens(lens, stack)
 
 
-def make_frames_of(encoder: Encoder) -> Callable[[float], int]:
-    """Return a function: seconds of audio -> encoder output frames."""
+def make_frames_of(encoder: Encoder, at_seam: bool = False) -> Callable[[float], int]:
+    """Return a function: seconds of audio -> encoder output frames, or frames at the seam."""
 
     def frames_of(seconds: float) -> int:
-        samples = torch.tensor([round(seconds * SAMPLING_RATE)])
-        return int(encoder.output_lens(encoder.feature_lens(samples)))
+        lens = encoder.feature_lens(torch.tensor([round(seconds * SAMPLING_RATE)]))
+        return int(lens if at_seam else encoder.output_lens(lens))
 
     return frames_of
 
