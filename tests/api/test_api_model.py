@@ -349,6 +349,12 @@ def test_models_that_are_none(model_folder, tiny_corpus, tmp_path):
         (folder / checkpoint.TOKENIZER).write_bytes((other / checkpoint.TOKENIZER).read_bytes())
         (folder / checkpoint.CHECKSUMS).unlink()
 
+    def of_transformers(folder):
+        (folder / checkpoint.CONFIG).rename(folder / "config.json")
+
+    def exported(folder):
+        (folder / checkpoint.WEIGHTS).rename(folder / "export.json")
+
     (tmp_path / "nothing").mkdir()
     expected = [
         (tmp_path / "gone", "no such folder, nor a model of the package"),
@@ -360,6 +366,8 @@ def test_models_that_are_none(model_folder, tiny_corpus, tmp_path):
         (damaged("words", other_vocabulary), "does not fit the model: tensor"),
         (damaged("no-tokens", lambda f: (f / checkpoint.TOKENIZER).unlink()), "no such tokenizer model"),
         (damaged("no-config", lambda f: (f / checkpoint.CONFIG).unlink()), "no such configuration"),
+        (damaged("whisper", of_transformers), "a transformers model, which can be the encoder"),
+        (damaged("onnx", exported), "an export, which runs without torch"),
     ]
     for model, said in expected:
         with pytest.raises(UserError, match=said) as caught:
