@@ -130,6 +130,8 @@ def test_tasks_languages_and_hotwords(model, speech):
     assert model.transcribe(path, hotwords=[(word, 2.0)]).words
     with pytest.raises(UserError, match="greedy search knows no bonuses"):
         model.transcribe(path, hotwords=[word], method="greedy")
+    with pytest.raises(UserError, match=r"expected a file of phrases, or a list: \['bonjour'\]"):
+        model.transcribe(path, hotwords="bonjour")
     with pytest.raises(UserError, match=r"does not write \[FR\]"):
         model.transcribe(path, language="fr")
     with pytest.raises(UserError, match="language: 'qaa' can be forced with the task lid only"):
