@@ -69,6 +69,13 @@ def test_other_rates_are_resampled():
     np.testing.assert_allclose(found[200:-200], expected[200:-200], atol=0.01)
 
 
+@pytest.mark.parametrize("rate", [0, -8000, "fast"])
+def test_rates_that_are_none(rate):
+    for audio, given in ((TONE, rate), ({"array": TONE, "sampling_rate": rate}, None)):
+        with pytest.raises(UserError, match=f"expected a sample rate in Hz, got {rate!r}"):
+            open_audio(audio, given)
+
+
 def test_names_of_files_and_cuts(tmp_path):
     soundfile.write(tmp_path / "call.one.wav", TONE, 16000)
     found = open_audio(str(tmp_path / "call.one.wav"))

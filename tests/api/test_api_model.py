@@ -130,6 +130,8 @@ def test_tasks_languages_and_hotwords(model, speech):
     assert model.transcribe(path, hotwords=[(word, 2.0)]).words
     with pytest.raises(UserError, match="greedy search knows no bonuses"):
         model.transcribe(path, hotwords=[word], method="greedy")
+    with pytest.raises(UserError, match=r"expected a file of phrases, or a list: \['bonjour'\]"):
+        model.transcribe(path, hotwords="bonjour")
     with pytest.raises(UserError, match=r"does not write \[FR\]"):
         model.transcribe(path, language="fr")
     with pytest.raises(UserError, match="language: 'qaa' can be forced with the task lid only"):
@@ -349,6 +351,12 @@ def test_models_that_are_none(model_folder, tiny_corpus, tmp_path):
         (folder / checkpoint.TOKENIZER).write_bytes((other / checkpoint.TOKENIZER).read_bytes())
         (folder / checkpoint.CHECKSUMS).unlink()
 
+    def of_transformers(folder):
+        (folder / checkpoint.CONFIG).rename(folder / "config.json")
+
+    def exported(folder):
+        (folder / checkpoint.WEIGHTS).rename(folder / "export.json")
+
     (tmp_path / "nothing").mkdir()
     expected = [
         (tmp_path / "gone", "no such folder, nor a model of the package"),
@@ -360,6 +368,8 @@ def test_models_that_are_none(model_folder, tiny_corpus, tmp_path):
         (damaged("words", other_vocabulary), "does not fit the model: tensor"),
         (damaged("no-tokens", lambda f: (f / checkpoint.TOKENIZER).unlink()), "no such tokenizer model"),
         (damaged("no-config", lambda f: (f / checkpoint.CONFIG).unlink()), "no such configuration"),
+        (damaged("whisper", of_transformers), "a transformers model, which can be the encoder"),
+        (damaged("onnx", exported), "an export, which runs without torch"),
     ]
     for model, said in expected:
         with pytest.raises(UserError, match=said) as caught:

@@ -13,6 +13,8 @@ from tokenverse_pp.base.options import SearchOptions
         {"beam": 0},
         {"beam": 2.0},
         {"beam": True},
+        {"beam": 10**6},
+        {"method": "full_beam", "max_symbols": 10**20},
         {"nbest": 5},
         {"method": "full_beam", "max_symbols": 0},
         {"method": "k2_fast_beam", "lattice_beam": 0.0},

@@ -334,6 +334,8 @@ def test_threads_fit_the_model_and_the_processes(threads_of):
 def test_a_given_number_of_threads_wins(threads_of):
     assert threads_of(distributed.LARGE, OMP_NUM_THREADS="1") == (3, "CPU threads: 3 (OMP_NUM_THREADS)")
     assert threads_of(1, given=2, OMP_NUM_THREADS="1") == (2, "CPU threads: 2 (as given)")
+    with pytest.raises(UserError, match="threads: expected at most 4096 CPU threads, got 100000"):
+        threads_of(1, given=100000)
 
 
 def test_cores_are_at_most_the_processors():

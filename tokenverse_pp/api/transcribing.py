@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
@@ -54,6 +55,8 @@ def search_options(options: TranscribeOptions, has_language: bool) -> SearchOpti
         changes.update(languages=languages, force_language=True)
     if options.hotwords is not None:
         words = options.hotwords
+        if isinstance(words, str) and not os.path.exists(words):
+            raise UserError(f"hotwords: {words}: no such file; expected a file of phrases, or a list: [{words!r}]")
         changes["hotwords"] = read_hotwords(words) if isinstance(words, (str, Path)) else tuple(words) or None
     return dataclasses.replace(search, **changes)
 

@@ -21,6 +21,7 @@ JoinerDtype = Literal["float32", "bfloat16", "float16"]
 METHODS = get_args(Method)
 JOINER_DTYPES = (None, *get_args(JoinerDtype))
 MOST_HOTWORDS = 10000
+MOST_COUNT = 10000  # of hypotheses and states: a beam of 10,000 holds 100 MB for each utterance
 LM_SCALE, LM_BONUS = 0.4, 1.5  # for a language model without its own
 Numbers = Tuple[Tuple[str, float], ...]  # (name, number) pairs
 Hotword = Union[str, Tuple[str, float]]
@@ -114,6 +115,8 @@ class SearchOptions:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise UserError(f"search option {name!r}: expected a whole number of at least 1, got {value!r}")
+            if value > MOST_COUNT:
+                raise UserError(f"search option {name!r}: expected at most {MOST_COUNT}, got {value}")
         if self.nbest > self.width:
             kept = "greedy search, which keeps one hypothesis" if self.method == "greedy" else f"beam={self.beam}"
             raise UserError(f"search option 'nbest': {self.nbest} hypotheses cannot come from {kept}")

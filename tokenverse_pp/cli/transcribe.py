@@ -39,7 +39,10 @@ FORMATS = ("text", "raw", "json", "srt", "vtt", "rttm", "stm", "ctm", "html")
     *("tasks", "inactive", "pauses", "language", "hotwords", "lm"),
     tasks={"type": str},
     language={"type": str},
-    hotwords={"type": click.Path(path_type=Path)},
+    hotwords={
+        "type": click.Path(path_type=Path),
+        "help": "File of phrases to prefer: 'phrase [TAB bonus]'. Not with greedy search.",
+    },
     lm={"type": click.Path(path_type=Path)},
 )
 @options_from(
@@ -104,12 +107,17 @@ def check(audio: Tuple[str, ...], given: Mapping[str, Any]) -> None:
 
     for name in ("lm", "hotwords"):
         if given[name] is not None and not given[name].exists():
-            raise UserError(f"--{name}: {given[name]}: no such file{' or folder' if name == 'lm' else ''}")
+            wanted = " or folder" if name == "lm" else "; expected a file of phrases, one a line"
+            raise UserError(f"--{name}: {given[name]}: no such file{wanted}")
     if not audio:
         raise UserError("AUDIO: expected files, folders, manifests of cuts, or - for standard input")
+    if given["raw"] and "-" not in audio:
+        raise UserError("--raw: is for samples on standard input (-); task tokens in the text: --format raw")
     folder: Optional[Path] = given["output_dir"]
     if folder is not None:
         if url_of(folder) is None:
+            if folder.exists() and not folder.is_dir():
+                raise UserError(f"--output-dir: {folder}: is a file, expected a folder")
             folder.mkdir(parents=True, exist_ok=True)
             if not os.access(folder, os.W_OK):
                 raise UserError(f"--output-dir: {folder}: cannot be written")

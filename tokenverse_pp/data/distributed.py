@@ -28,6 +28,7 @@ COLLECTIVE_TIMEOUT = timedelta(hours=2)
 # Models with at least this many parameters get more than one CPU thread. In smaller ones, operations are so short that
 # threads mostly wait for each other: on two busy cores the toy took 4.5 to 5.6 times as long with two threads.
 LARGE = 50_000_000
+MOST_THREADS = 4096  # with some thousand more, OpenMP ends the process
 
 
 @dataclass(frozen=True)
@@ -228,7 +229,12 @@ def set_threads(given: int, model: nn.Module) -> str:
     Args:
         given: the number that the user has set; 0 if none.
         model: the largest model that the process runs.
+
+    Raises:
+        UserError: if more threads are asked for than a process can start.
     """
+    if given > MOST_THREADS:
+        raise UserError(f"threads: expected at most {MOST_THREADS} CPU threads, got {given}")
     # For several processes, torchrun sets OMP_NUM_THREADS to 1 if it is not set: this is not the user's choice.
     by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1"
     if given:

@@ -163,7 +163,14 @@ def find_model(path: Path) -> Path:
     """A model folder: the path itself, or ``model/`` or the latest checkpoint of an experiment folder."""
     for folder in (path, path / "model", *reversed(checkpoint.list_checkpoints(path))):
         if (folder / checkpoint.WEIGHTS).is_file():
+            if (folder / "config.json").is_file() and not (folder / checkpoint.CONFIG).exists():
+                raise UserError(
+                    f"{folder}: a transformers model, which can be the encoder of a training (--model.encoder.name), "
+                    f"not a model of this package: it has no {checkpoint.CONFIG}"
+                )
             return folder
+    if (path / "export.json").is_file():
+        raise UserError(f"{path}: an export, which runs without torch (its README.md says how); expected a model")
     raise UserError(f"{path}: no model here: expected a folder with {checkpoint.WEIGHTS}, or an experiment folder")
 
 

@@ -79,9 +79,10 @@ def open_audio(audio: Any, sample_rate: Optional[float] = None, label: str = "au
     if isinstance(audio, Mapping):
         return _open_mapping(audio, sample_rate, label, mix)
     if _is_pair(audio):
-        return Heard(label, label, cut_of_samples(audio[0], float(audio[1]), label, mix))
+        return Heard(label, label, cut_of_samples(audio[0], audio[1], label, mix))
     if isinstance(audio, (np.ndarray, torch.Tensor)):
-        return Heard(label, label, cut_of_samples(audio, sample_rate or SAMPLING_RATE, label, mix))
+        rate = SAMPLING_RATE if sample_rate is None else sample_rate
+        return Heard(label, label, cut_of_samples(audio, rate, label, mix))
     if hasattr(audio, "read"):
         audio = audio.read()
     if isinstance(audio, (bytes, bytearray, memoryview)):
@@ -167,9 +168,9 @@ def _open_mapping(audio: Mapping[str, Any], sample_rate: Optional[float], label:
         raise UserError(
             f"{label}: expected 'array' and 'sampling_rate', found {', '.join(map(str, audio)) or 'nothing'}"
         )
-    rate = audio.get("sampling_rate") or sample_rate or SAMPLING_RATE
+    rate = next(x for x in (audio.get("sampling_rate"), sample_rate, SAMPLING_RATE) if x is not None)
     name = Path(audio["path"]).stem if audio.get("path") else label
-    return Heard(label, name, cut_of_samples(np.asarray(audio["array"]), float(rate), label, mix))
+    return Heard(label, name, cut_of_samples(np.asarray(audio["array"]), rate, label, mix))
 
 
 def cut_of_samples(samples: Any, rate: float, label: str, mix: bool = True) -> Cut:
@@ -180,8 +181,12 @@ def cut_of_samples(samples: Any, rate: float, label: str, mix: bool = True) -> C
     Raises:
         UserError: if there are no samples, they are not finite, far from [-1, 1] or of another shape.
     """
-    if not 1 <= rate <= 1e6 or rate != int(rate):
-        raise UserError(f"{label}: expected a sample rate in Hz, got {rate:g}")
+    try:
+        hertz = float(rate)
+    except (TypeError, ValueError):
+        hertz = 0.0
+    if not 1 <= hertz <= 1e6 or hertz != int(hertz):
+        raise UserError(f"{label}: expected a sample rate in Hz, got {rate!r}")
     array = samples.detach().cpu().numpy() if isinstance(samples, torch.Tensor) else np.asarray(samples)
     if array.dtype.kind == "i":
         array = array.astype(np.float32) / -float(np.iinfo(array.dtype).min)
@@ -201,7 +206,7 @@ def cut_of_samples(samples: Any, rate: float, label: str, mix: bool = True) -> C
     if np.abs(array).max() > LOUDEST:
         raise UserError(f"{label}: expected samples in [-1, 1], found {np.abs(array).max():g}; divide by 32768?")
     memory = io.BytesIO()
-    soundfile.write(memory, array, int(rate), format="WAV", subtype="FLOAT")
+    soundfile.write(memory, array, int(hertz), format="WAV", subtype="FLOAT")
     # libsndfile writes the time into the PEAK chunk, but the same samples must give the same bytes (`batch_digest`).
     peak = bytes(memory.getbuffer()[:256]).find(b"PEAK")
     if peak > 0:
