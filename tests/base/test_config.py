@@ -183,7 +183,10 @@ def test_from_dict_does_not_change_its_argument():
             for what in ("random_init=true", "lora_rank=2", "kind=frozen")
         ),
         (["--optim.clip=0"], "--optim.clip=0.*: expected more than 0"),
+        (["--optim.clip=.nan"], "--optim.clip=nan: expected more than 0"),
+        (["--optim.lr=.nan"], "--optim.lr=nan: expected at least 0"),
         (["--optim.encoder_lr=-1e-4"], "--optim.encoder_lr=-0.0001: expected at least 0"),
+        (["--optim.weight_decay=-1"], "--optim.weight_decay=-1.0: expected at least 0"),
         (["--model.loss.delay_penalty=-0.1"], "--model.loss.delay_penalty=-0.1: expected at least 0"),
         (["--model.encoder.lora_dropout=1.5"], "--model.encoder.lora_dropout=1.5: expected 0 to 1"),
     ],

@@ -267,9 +267,9 @@ def check_config(config: Config) -> Config:
         least, most = option.metadata.get("least"), option.metadata.get("most")
         if most is not None and not least <= value <= most:
             raise UserError(f"--{name}={value}: expected {least} to {most}")
-        if least is not None and value is not None and value < least:
+        if least is not None and value is not None and not value >= least:  # also NaN
             raise UserError(f"--{name}={value}: expected at least {least}")
-    if config.optim.clip <= 0:
+    if not config.optim.clip > 0:
         raise UserError(f"--optim.clip={config.optim.clip}: expected more than 0; a large number for no clipping")
     if not 0 < config.optim.layer_decay <= 1:
         raise UserError(f"--optim.layer_decay={config.optim.layer_decay}: expected more than 0, at most 1")
