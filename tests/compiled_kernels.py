@@ -40,7 +40,7 @@ TYPES = {
     torch.int64: "*i64",
     torch.int32: "*i32",
 }
-OPTIONS = ("num_warps", "num_stages")
+OPTIONS = ("num_warps", "num_stages", "maxnreg")
 
 
 def signature_of(arguments: dict, constants: dict) -> dict:

@@ -31,53 +31,49 @@ def greedy_kernel(
     frames, taps, weight, bias, out_weight, out_bias, constraint_weights, following, contexts, states, lengths, powers,
     hidden, tokens, log_probs, num_frames, utterances, vocab, depth, size, modulus, blank,
     CONTEXT: tl.constexpr, LARGEST: tl.constexpr, HALF: tl.constexpr, PENALTY: tl.constexpr, TEMPERATURE: tl.constexpr,
-    CONSTRAINED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, OUTPUTS: tl.constexpr,
-    TERMS: tl.constexpr,
+    CONSTRAINED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TERMS: tl.constexpr, WIDTH: tl.constexpr,
+    DEPTH: tl.constexpr, OUTPUTS: tl.constexpr,
 ):  # fmt: skip
     """Decode one utterance. ``powers`` (N, J) and ``hidden`` (N, ROWS, J) are memory of its program."""
     n = tl.program_id(0).to(tl.int64)
     length = tl.load(lengths + n)
     context, state = tl.load(contexts + n), tl.load(states + n)
-    slot = tl.arange(0, ROWS)
+    slot, term = tl.arange(0, ROWS), tl.arange(0, DEPTH)
     t = tl.full((), 0, tl.int32)
     changed = length > 0
     while t < length:
         tl.debug_barrier()  # the last block's numbers have been read
         if changed:
             # exp(2b), b: the projection of the predictor's output, which is the relu of a convolution over tokens
+            predicted = tl.zeros((DEPTH,), tl.float32)
+            rest = context
+            for i in tl.static_range(CONTEXT):  # the last token is the last digit
+                tap = ((CONTEXT - 1 - i) * vocab + rest % vocab) * depth
+                rest = rest // vocab
+                predicted += tl.load(taps + tap + term, mask=term < depth, other=0.0).to(tl.float32)
+            predicted = tl.maximum(predicted, 0.0).to(weight.dtype.element_ty).to(tl.float32)
             for first in range(0, size, OUTPUTS):
                 column = first + tl.arange(0, OUTPUTS)
-                total = tl.zeros((OUTPUTS,), tl.float32)
-                for start in range(0, depth, TERMS):
-                    at = start + tl.arange(0, TERMS)
-                    predicted = tl.zeros((TERMS,), tl.float32)
-                    rest = context
-                    for i in tl.static_range(CONTEXT):  # the last token is the last digit
-                        tap = ((CONTEXT - 1 - i) * vocab + rest % vocab) * depth
-                        rest = rest // vocab
-                        predicted += tl.load(taps + tap + at, mask=at < depth, other=0.0).to(tl.float32)
-                    some = (column < size)[:, None] & (at < depth)[None, :]
-                    w = tl.load(weight + column[:, None] * depth + at[None, :], mask=some, other=0.0)
-                    x = tl.maximum(predicted, 0.0).to(w.dtype).to(tl.float32)
-                    total += tl.sum(w.to(tl.float32) * x[None, :], 1)
-                total += tl.load(bias + column, mask=column < size, other=0.0).to(tl.float32)
-                b = total.to(bias.dtype.element_ty).to(tl.float32)
+                some = (column < size)[:, None] & (term < depth)[None, :]
+                w = tl.load(weight + column[:, None] * depth + term[None, :], mask=some, other=0.0)
+                b = tl.sum(w.to(tl.float32) * predicted[None, :], 1)
+                b += tl.load(bias + column, mask=column < size, other=0.0).to(tl.float32)
+                b = b.to(bias.dtype.element_ty).to(tl.float32)
                 power = tl.exp(tl.minimum(tl.maximum(b, -LARGEST), LARGEST))
                 tl.store(powers + n * size + column, power, mask=column < size)
             tl.debug_barrier()
         row = t + slot
         real = row < length
-        for first in range(0, size, DEPTH):
-            at = first + tl.arange(0, DEPTH)
+        for first in range(0, size, WIDTH):
+            at = first + tl.arange(0, WIDTH)
             some = real[:, None] & (at < size)[None, :]
-            a = tl.load(
-                frames + (row.to(tl.int64) * utterances + n)[:, None] * size + at[None, :], mask=some, other=0.0
-            )
+            place = (row.to(tl.int64) * utterances + n)[:, None] * size + at[None, :]
+            a = tl.load(frames + place, mask=some, other=0.0)
             r = 1.0 / (1.0 + a * tl.load(powers + n * size + at, mask=at < size, other=0.0)[None, :])
             if HALF:
                 r = 0.5 - r
-            place = hidden + (n * ROWS + slot)[:, None] * size + at[None, :]
-            tl.store(place, r.to(hidden.dtype.element_ty), mask=(at < size)[None, :] & real[:, None])
+            place = (n * ROWS + slot)[:, None] * size + at[None, :]
+            tl.store(hidden + place, r.to(hidden.dtype.element_ty), mask=some)
         tl.debug_barrier()
         # The joiner's last layer, and the best symbol and the sum of the softmax so far
         top = tl.full((ROWS,), float("-inf"), tl.float32)
@@ -88,10 +84,10 @@ def greedy_kernel(
             column = first + tl.arange(0, COLUMNS)
             inside = column < vocab
             x = tl.zeros((ROWS, COLUMNS), tl.float32)
-            for start in range(0, size, DEPTH):
-                at = start + tl.arange(0, DEPTH)
-                place = hidden + (n * ROWS + slot)[:, None] * size + at[None, :]
-                r = tl.load(place, mask=(at < size)[None, :] & real[:, None], other=0.0)
+            for start in range(0, size, TERMS):
+                at = start + tl.arange(0, TERMS)
+                place = (n * ROWS + slot)[:, None] * size + at[None, :]
+                r = tl.load(hidden + place, mask=(at < size)[None, :] & real[:, None], other=0.0)
                 some = (at < size)[:, None] & inside[None, :]
                 w = tl.load(out_weight + column[None, :] * size + at[:, None], mask=some, other=0.0)
                 x = dot(r, w, x)
@@ -158,6 +154,9 @@ def greedy_on_device(
     # Placeholders for unused arguments, which are not read.
     weights, following = constraints[:2] if constraints is not None else (powers, tokens)
     depth = taps.shape[2]
+    # A program has a processor to itself. Its registers hold 64 KiB of the predictor's projection, then 16 KiB of the
+    # encoder's frames. Of the last layer, 128 bytes of each of 128 rows are loaded at once, several steps ahead.
+    terms, whole = 128 // scorer.weight.element_size(), triton.next_power_of_2(depth)
     with torch.cuda.device_of(frames):
         greedy_kernel[(utterances,)](
             frames, taps, table.weight, table.bias, scorer.weight, scorer.bias, weights, following, context, state,
@@ -165,8 +164,8 @@ def greedy_on_device(
             utterances, scorer.vocab_size, depth, size, table.modulus, scorer.blank_id, CONTEXT=table.size,
             LARGEST=LARGEST_EXPONENT, HALF=scorer.reduced is not None, PENALTY=scorer.options.blank_penalty,
             TEMPERATURE=scorer.options.temperature, CONSTRAINED=constraints is not None, ROWS=FRAMES,
-            COLUMNS=_block_of(scorer.vocab_size, 128), DEPTH=_block_of(size, 128 // scorer.weight.element_size()),
-            OUTPUTS=32, TERMS=_block_of(depth, 256), num_warps=8, num_stages=4,
+            COLUMNS=_block_of(scorer.vocab_size, 128), TERMS=_block_of(size, terms), WIDTH=_block_of(size, 256),
+            DEPTH=whole, OUTPUTS=max(2**14 // whole, 1), num_warps=8, num_stages=5, maxnreg=240,
         )  # fmt: skip
     return tuple(x.cpu().numpy() for x in (tokens, log_probs, context, state))  # type: ignore[return-value]
 
