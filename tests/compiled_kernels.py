@@ -22,6 +22,7 @@ from triton.compiler import ASTSource
 
 from tokenverse_pp.base.options import SearchOptions
 from tokenverse_pp.decoding.beam import BeamMemory
+from tokenverse_pp.decoding.greedy_kernel import greedy_on_device
 from tokenverse_pp.decoding.language_models import LanguageModel
 from tokenverse_pp.decoding.ngram import ngrams_of_words
 from tokenverse_pp.decoding.ngram_tables import NgramTables
@@ -39,7 +40,7 @@ TYPES = {
     torch.int64: "*i64",
     torch.int32: "*i32",
 }
-OPTIONS = ("num_warps", "num_stages")
+OPTIONS = ("num_warps", "num_stages", "maxnreg")
 
 
 def signature_of(arguments: dict, constants: dict) -> dict:
@@ -115,7 +116,7 @@ def loss(frames: int, symbols: int, vocab: int, dtype: torch.dtype, **options) -
 
 
 def search(beam: int, vocab: int, dtype: str) -> None:
-    """One search of a batch, with constraints and hotwords."""
+    """Both searches of a batch with constraints; that with a beam has hotwords and n-grams."""
     predictor, joiner = StatelessPredictor(vocab, 512), Joiner(512, 512, 512, vocab)
     options = SearchOptions(beam=beam, joiner_dtype=dtype)
     with inference(torch.device("cpu")):
@@ -131,6 +132,7 @@ def search(beam: int, vocab: int, dtype: str) -> None:
         memory = BeamMemory.start(scorer, 3, beam, constraints)
         memory = memory._replace(state=memory.state.astype("int64"))
         TritonSearch(scorer, [2, 2, 1], memory, constraints, fusion).run().follow(memory.score, vocab)
+        greedy_on_device(scorer, [2, 2, 1], memory.context[:, 0], memory.state[:, 0], constraints)
 
 
 def positions(width: int) -> None:

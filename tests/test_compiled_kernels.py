@@ -11,7 +11,15 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("triton")
-PRODUCTS = ("hidden_kernel", "logits_kernel", "_convolve_kernel", "_weight_grad_kernel")
+# Registers of a thread. With 128, a processor has at least four warps a scheduler. Matrix products have one tile per
+# processor, and greedy search one utterance.
+MOST_REGISTERS = {
+    "hidden_kernel": 192,
+    "logits_kernel": 192,
+    "_convolve_kernel": 192,
+    "_weight_grad_kernel": 192,
+    "greedy_kernel": 240,
+}
 
 
 @pytest.mark.slow
@@ -25,8 +33,7 @@ def test_every_kernel_compiles_without_spilling(capability):
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     kernels = json.loads(done.stdout)
-    assert len({kernel["kernel"] for kernel in kernels}) >= 16
+    assert len({kernel["kernel"] for kernel in kernels}) >= 17
     for kernel in kernels:
         assert kernel["local"] == 0 and kernel["stack"] <= 16, kernel  # a stack of an address or two is no spill
-        # Four warps a scheduler at least, but for matrix products, of which a processor has one tile.
-        assert kernel["registers"] <= (192 if kernel["kernel"] in PRODUCTS else 128), kernel
+        assert kernel["registers"] <= MOST_REGISTERS.get(kernel["kernel"], 128), kernel

@@ -6,21 +6,27 @@ import copy
 import math
 import warnings
 
+import numpy as np
 import pytest
 import torch
+from tiny_transducers import Tiny
 from vocabulary import ALL, Vocabulary, know
 
 pytest.importorskip("triton")
 
 from tokenverse_pp.base.options import SearchOptions
 from tokenverse_pp.decoding import beam, context_graph
-from tokenverse_pp.decoding.constraints import constraints_for
+from tokenverse_pp.decoding.constraints import NEG_INF, Constraints, constraints_for
 from tokenverse_pp.decoding.context_graph import ContextGraph, FusedScorers
+from tokenverse_pp.decoding.greedy import GreedySearch
 from tokenverse_pp.decoding.language_models import LanguageModel
 from tokenverse_pp.decoding.ngram import ngrams_of_words, read_arpa
 from tokenverse_pp.decoding.ngram_tables import NgramTables, ngram_gains_kernel
 from tokenverse_pp.decoding.recognizer import search_frames
+from tokenverse_pp.decoding.scorer import ConstraintTable, Scorer
 from tokenverse_pp.losses.devices import use_kernels
+from tokenverse_pp.models.predictor import StatelessPredictor
+from tokenverse_pp.models.transducer import Joiner
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TASKS = know(*ALL)
@@ -42,13 +48,13 @@ def on_device(model, *arguments):
         return search_frames(predictor, joiner, encoder_out, lens, *arguments)
 
 
-def assert_same(found, expected):
+def assert_same(found, expected, tolerance=1e-4):
     assert len(found) == len(expected)
     for ours, theirs in zip(found, expected):
         assert [(h.tokens, h.frames) for h in ours] == [(h.tokens, h.frames) for h in theirs]
         for a, b in zip(ours, theirs):
-            assert a.score == pytest.approx(b.score, abs=1e-4)
-            assert a.log_probs == pytest.approx(b.log_probs, abs=1e-4)
+            assert a.score == pytest.approx(b.score, abs=tolerance)
+            assert a.log_probs == pytest.approx(b.log_probs, abs=tolerance)
 
 
 def bonus(length_bonus=0.0):
@@ -82,6 +88,7 @@ def compare(tiny, seed, method="beam", width=4, constrained=False, hotwords=Fals
     "kind",
     [
         {"method": "greedy"},
+        {"method": "greedy", "constrained": True, "temperature": 1.7, "blank_penalty": 1.5},
         {"constrained": True},
         {"hotwords": True, "width": 3},
         {"width": 2, "temperature": 1.7, "blank_penalty": 1.5},
@@ -102,6 +109,59 @@ def test_hypotheses_are_those_of_the_cpu_always(tiny, seed):
     compare(tiny, seed, width=1 + seed % 7)
     compare(tiny, seed, width=4, constrained=True)
     compare(tiny, seed, width=2 + seed % 3, constrained=seed % 2 == 0, hotwords=True)
+
+
+def wide_model(blank_bias):
+    """Sizes that are no multiples of the kernel's blocks, each of which is met several times."""
+    torch.manual_seed(3)
+    model = Tiny(StatelessPredictor(150, 70, 2), Joiner(6, 70, 45, 150), torch.randn(5, 40, 6) * 2, LENGTHS)
+    with torch.no_grad():
+        model.joiner.output.weight.mul_(4)
+        model.joiner.output.bias[0] += blank_bias
+    return model
+
+
+LENGTHS = torch.tensor([40, 33, 17, 16, 1])
+
+
+@pytest.mark.parametrize("blank_bias, dtype", [(3.0, None), (6.0, None), (-20.0, None), (4.0, "float16")])
+def test_greedy_search_in_blocks_is_that_of_the_cpu(blank_bias, dtype):
+    """With tokens at some frames, hardly any and all, so that blocks end early and late."""
+    model, options = wide_model(blank_bias), SearchOptions("greedy", joiner_dtype=dtype)
+    found, expected = on_device(model, options), search_frames(*model, options)
+    tokens = sum(len(hypotheses[0].tokens) for hypotheses in expected)
+    assert tokens == 107 if blank_bias < 0 else 0 < tokens < 80
+    assert_same(found, expected, 1e-4 if dtype is None else 0.05)
+
+
+@pytest.mark.parametrize("layer", [0, 2**22], ids=["a beam of 1", "greedy_kernel"])
+def test_greedy_search_continues(layer, monkeypatch):
+    """The second half of the frames, after the first one's tokens and states, as the CPU continues."""
+    monkeypatch.setattr("tokenverse_pp.decoding.greedy_kernel.LARGEST_LAYER", layer)
+    model = wide_model(3.0)
+    constraints = ConstraintTable(150, torch.device("cpu")).batch([TWO_STATES] * 2)
+    ended = []
+    for backend in ("torch", "triton"):
+        with use_kernels(backend), torch.inference_mode():
+            frames = model.joiner.encoder_proj(model.encoder_out[:2]).transpose(0, 1).contiguous()
+            scorer = Scorer(model.predictor, model.joiner, frames[:20].clone(), SearchOptions("greedy"))
+            search = GreedySearch(scorer, [20, 20], constraints)
+            search.run()
+            rest = GreedySearch(scorer.over(frames[20:].clone()), [20, 13], constraints)
+            rest.last, rest.state = search.last, search.state
+            rest.run()
+        log_probs = search.log_probs, rest.log_probs[0], rest.log_probs[1, :13]
+        ended.append((search.tokens, rest.tokens, *log_probs, rest.last, rest.state))
+    for ours, theirs in zip(*reversed(ended)):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    assert ended[0][-1].any()
+
+
+# In the second state, to which even symbols lead, symbols of more than 100 are forbidden.
+TWO_STATES = Constraints(
+    np.where(np.arange(150) > 100, [[0.0], [NEG_INF]], 0.0).astype(np.float32),
+    np.stack([np.where((np.arange(150) % 2 == 0) & (np.arange(150) > 0), 1, state) for state in (0, 1)]),
+)
 
 
 TEXT = """\\data\\
@@ -182,28 +242,36 @@ def test_tables_are_the_rows_and_moves_of_the_graph():
         assert after[state].tolist() == [graph.advance(state, token) for token in range(graph.vocab_size)]
 
 
-def test_nothing_is_read_back_before_the_end(tiny, monkeypatch):
-    """Frames cost a fixed number of launches each, and no copy to the host."""
+@pytest.fixture
+def launched(monkeypatch):
+    """Names of the kernels launched, none of which runs, and of reads by the host."""
     from triton.runtime import JITFunction
     from triton.runtime.interpreter import InterpretedFunction
 
-    from tokenverse_pp.decoding.triton_search import TritonSearch
-
-    launched, synced = [], []
+    launched = []
     for kind in (InterpretedFunction, JITFunction):
         monkeypatch.setattr(kind, "run", lambda self, *args, **kwargs: launched.append(self.fn.__name__))
-    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: synced.append(1) or self)
-    counts = []
-    for lens, width in (([9], 2), ([9, 9, 5, 1], 6)):
-        model = tiny(1, lens=lens)
-        scorer = None
-        with use_kernels("triton"), torch.inference_mode():
-            frames = model.joiner.encoder_proj(model.encoder_out).transpose(0, 1)
-            scorer = beam.Scorer(model.predictor, model.joiner, frames, SearchOptions(beam=width))
-            memory = beam.BeamMemory.start(scorer, len(lens), width, None)
-            search = TritonSearch(scorer, lens, memory, None, None)
-            launched.clear()
-            search._all_frames()
-            counts.append(len(launched))
-    assert counts == [4 * 9, 4 * 9] and not synced
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: launched.append("a read") or self)
+    return launched
+
+
+@pytest.mark.parametrize("lens, width", [([9], 2), ([9, 9, 5, 1], 6)])
+def test_nothing_is_read_back_before_the_end(tiny, launched, lens, width):
+    """Frames cost a fixed number of launches each, and no copy to the host."""
+    from tokenverse_pp.decoding.triton_search import TritonSearch
+
+    model = tiny(1, lens=lens)
+    with use_kernels("triton"), torch.inference_mode():
+        frames = model.joiner.encoder_proj(model.encoder_out).transpose(0, 1)
+        scorer = Scorer(model.predictor, model.joiner, frames, SearchOptions(beam=width))
+        memory = beam.BeamMemory.start(scorer, len(lens), width, None)
+        search = TritonSearch(scorer, lens, memory, None, None)
+        launched.clear()
+        search._all_frames()
+    assert len(launched) == 4 * 9 and "a read" not in launched
     assert math.isfinite(search.clock.item())
+
+
+def test_greedy_search_is_one_launch(launched):
+    on_device(wide_model(0.0), SearchOptions("greedy"))
+    assert launched == ["greedy_kernel", *4 * ["a read"]]

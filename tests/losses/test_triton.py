@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+import weakref
 from collections import Counter
 
 import numpy as np
@@ -226,6 +227,21 @@ def test_launches_do_not_grow_and_nothing_waits(monkeypatch):
     few = launches(monkeypatch, batch=2, frames=10, symbols=6)
     assert few == launches(monkeypatch, batch=5, frames=60, symbols=40)
     assert few < 60
+
+
+def test_logits_of_one_chunk_are_held_at_a_time(monkeypatch):
+    """Without a budget, in the forward and in the backward pass."""
+    case, made, addmm = make_case(1, 3, 8, 4), [], torch.addmm
+
+    def counted(*args):
+        assert all(logits() is None for logits in made), "an earlier chunk is still held"
+        made.append(weakref.ref(logits := addmm(*args)))
+        return logits
+
+    monkeypatch.setattr(joiner, "MOST_NUMBERS", 64)
+    monkeypatch.setattr(torch, "addmm", counted)
+    loss_and_grads(case, "triton", memory_budget=0)
+    assert len(made) > 10
 
 
 def test_tensors_in_any_layout():

@@ -126,17 +126,24 @@ class BeamTrace:
         return tokens, added, at - first_slot
 
 
+def has_kernels(scorer: Scorer) -> bool:
+    """Whether the kernels of searches on a GPU can be used.
+
+    They cannot on a CPU, without a working Triton, with a joiner in float64 or with ReLU, and with an LSTM predictor.
+    """
+    if triton_kernels(scorer.frames) is None or scorer.reduced is torch.float64:
+        return False
+    return scorer.stateless and scorer.activation == "tanh"
+
+
 def triton_search(
     scorer: Scorer, lengths: Sequence[int], memory: BeamMemory, constraints: Optional[BatchConstraints]
 ) -> Any:
     """Return the search on the device of the frames, equivalent to `BeamSearch`; None if the host has to run it.
 
-    The host runs it on a CPU, without a working Triton, with a joiner in float64 or with ReLU, with an LSTM predictor,
-    and with a bonus whose tables would be too large.
+    The host runs it where `has_kernels` is false, and with a bonus whose tables would be too large.
     """
-    if triton_kernels(scorer.frames) is None or scorer.reduced is torch.float64:
-        return None
-    if not scorer.stateless or scorer.activation != "tanh":
+    if not has_kernels(scorer):
         return None
     from tokenverse_pp.decoding.triton_search import TritonSearch, fusion_tables  # needs Triton
 

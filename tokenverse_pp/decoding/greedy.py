@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from tokenverse_pp.base.options import SearchOptions
-from tokenverse_pp.decoding.beam import BeamMemory, triton_search
+from tokenverse_pp.decoding.beam import BeamMemory, has_kernels, triton_search
 from tokenverse_pp.decoding.hypothesis import Hypothesis
 from tokenverse_pp.decoding.scorer import BatchConstraints, Scorer
 
@@ -65,7 +65,7 @@ class GreedySearch:
         self.state = np.zeros(len(lengths), dtype=np.int64)
         self.following = None
         if constraints is not None:
-            self.state = constraints.start.flatten().cpu().numpy()
+            self.state = constraints.start.flatten().cpu().numpy().copy()
             self.following = constraints.following.view(-1, scorer.vocab_size).cpu().numpy()
 
     def run(self) -> None:
@@ -77,25 +77,25 @@ class GreedySearch:
             self._block(first, min(first + BLOCK, frames))
 
     def _on_device(self) -> bool:
-        """Decode all frames with a beam of 1 on the device, if it can (`triton_search`). Return whether it did."""
-        size, vocab = self.scorer.contexts.size, self.scorer.vocab_size
-        digits = vocab ** np.arange(size)[::-1]
-        nothing = np.zeros((len(self.lengths), 1), dtype=np.int64)
-        memory = BeamMemory(
-            nothing.astype(np.float64),
-            (self.last * digits).sum(1, keepdims=True),
-            self.state[:, None],
-            nothing,
-            nothing,
-            nothing.astype(np.float64),
-        )
-        search = triton_search(self.scorer, self.lengths.tolist(), memory, self.constraints)
-        if search is None:
+        """Decode all frames on the device, if it can. Return whether it did."""
+        if not has_kernels(self.scorer):
             return False
-        tokens, log_probs, _ = search.run().follow(memory.score, vocab)
-        self.tokens[:], self.log_probs[:] = tokens[:, :, 0].T, log_probs[:, :, 0].T
-        self.last = search.memory.context // digits % vocab
-        self.state = search.memory.state[:, 0]
+        from tokenverse_pp.decoding.greedy_kernel import fits, greedy_on_device  # needs Triton
+
+        digits = self.scorer.vocab_size ** np.arange(self.scorer.contexts.size)[::-1]
+        context = self.last @ digits
+        if fits(self.scorer):
+            found = greedy_on_device(self.scorer, self.lengths.tolist(), context, self.state, self.constraints)
+            self.tokens[:], self.log_probs[:], context, self.state = found
+        else:  # a beam of 1
+            nothing = np.zeros((len(context), 1), dtype=np.int64)
+            score = nothing.astype(np.float64)
+            memory = BeamMemory(score, context[:, None], self.state[:, None], nothing, nothing, score)
+            search = triton_search(self.scorer, self.lengths.tolist(), memory, self.constraints)
+            tokens, log_probs, _ = search.run().follow(score, self.scorer.vocab_size)
+            self.tokens[:], self.log_probs[:] = tokens[:, :, 0].T, log_probs[:, :, 0].T
+            context, self.state = search.memory.context[:, 0], search.memory.state[:, 0]
+        self.last = context[:, None] // digits % self.scorer.vocab_size
         return True
 
     def _block(self, first: int, end: int) -> None:
@@ -188,7 +188,7 @@ class SymbolGreedySearch:
         self.context = np.full(len(lengths), scorer.contexts.start)
         self.state = np.zeros(len(lengths), dtype=np.int64)
         if constraints is not None:
-            self.state = constraints.start.flatten().cpu().numpy()
+            self.state = constraints.start.flatten().cpu().numpy().copy()
             self.following = constraints.following.view(-1, scorer.vocab_size).cpu().numpy()
         self.written: List[List[Tuple[int, int, float]]] = [[] for _ in lengths]
         self.score, self.used = np.zeros(len(lengths)), np.array(lengths)

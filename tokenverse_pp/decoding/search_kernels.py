@@ -14,7 +14,7 @@ from tokenverse_pp.decoding.ngram_tables import ngram_after
 
 
 @triton.jit
-def _dot(a, b, total):
+def dot(a, b, total):
     """``total + a @ b``; float32 by three TF32 products, which are as exact as one in float32."""
     if a.dtype == tl.float32:
         return tl.dot(a, b, total, input_precision="tf32x3")
@@ -48,7 +48,7 @@ def hidden_kernel(
             predicted += tl.load(taps + row[:, None] + at[None, :], mask=some, other=0.0).to(tl.float32)
         some = (at < depth)[:, None] & inside[None, :]
         w = tl.load(weight + column[None, :] * depth + at[:, None], mask=some, other=0.0)
-        b = _dot(tl.maximum(predicted, 0.0).to(w.dtype), w, b)
+        b = dot(tl.maximum(predicted, 0.0).to(w.dtype), w, b)
     b += tl.load(bias + column, mask=inside, other=0.0).to(tl.float32)[None, :]
     b = b.to(bias.dtype.element_ty).to(tl.float32)
     row = tl.minimum(t, num_frames - 1).to(tl.int64) * utterances + slot // beam
@@ -75,7 +75,7 @@ def logits_kernel(
         r = tl.load(hidden + slot[:, None] * size + at[None, :], mask=some, other=0.0)
         some = (at < size)[:, None] & inside[None, :]
         w = tl.load(weight + column[None, :].to(tl.int64) * size + at[:, None], mask=some, other=0.0)
-        total = _dot(r, w, total)
+        total = dot(r, w, total)
     total += tl.load(bias + column, mask=inside, other=0.0).to(tl.float32)[None, :]
     some = real[:, None] & inside[None, :]
     tl.store(logits + slot[:, None] * vocab + column[None, :], total.to(logits.dtype.element_ty), mask=some)

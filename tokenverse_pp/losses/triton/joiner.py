@@ -285,6 +285,7 @@ class _JoinerLogProbs(torch.autograd.Function):
             band.log_probs(logits, (px, py, norm), first, last)
             if last <= frames_to_keep:
                 kept.append(logits)
+            del hidden, logits  # before the next chunk's are allocated
         ctx.save_for_backward(am, lm, weight, bias, norm)
         ctx.plan, ctx.kept = plan, kept
         return px, py
@@ -317,7 +318,10 @@ class _JoinerLogProbs(torch.autograd.Function):
                 else:
                     bias_grad += logits.sum(0, dtype=norm.dtype)
                     weight_grad += torch.mm(logits.t(), hidden)
-            band.input_grads(hidden, torch.mm(logits, kernel), am_grad, lm_grad, first, last)
+            hidden_grad = torch.mm(logits, kernel)
+            del logits  # before the next chunk's are allocated
+            band.input_grads(hidden, hidden_grad, am_grad, lm_grad, first, last)
+            del hidden, hidden_grad
         return (
             am_grad.to(am.dtype), lm_grad.to(lm.dtype), weight_grad.to(weight.dtype), bias_grad.to(bias.dtype), None,
         )  # fmt: skip
