@@ -10,7 +10,9 @@ import pytest
 from browser import chromium
 from scripts import ROOT, load_script
 
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("recipes/*/*.md")])
+DOCUMENTS = sorted(
+    [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("recipes/**/*.md"), *ROOT.glob("tokenverse_pp/**/*.md")]
+)
 FENCE = re.compile(r"^```.*?^```", flags=re.M | re.S)
 CODE = re.compile(r"`[^`]*`|^    .*$", flags=re.M)
 
