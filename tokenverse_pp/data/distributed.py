@@ -60,7 +60,8 @@ class DistributedContext:
         if self.size == 1 or is_sharded(model):
             return model
         # Without device_ids, inputs stay on their device: lengths on the CPU.
-        # The one buffer (trained combinations) is merged by `any_` instead of broadcast.
+        # The one buffer (trained combinations) is merged by `any_` instead of broadcast. No static_graph: freeze
+        # schedules and layer drop change the graph, and DDP orders its buckets by the first backward pass anyway.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # new torch renames the argument, torch 1.13 needs it
             return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
