@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from functools import partial
 from typing import Any, Dict, List, Sequence, Tuple, Union
+from unittest import mock
 
 import torch
 from gpu_run import GpuRun, Record, timed
@@ -65,6 +66,30 @@ def search(run: GpuRun) -> None:
     """Greedy search and beam 4 on the CPU and on the GPU, and the share of utterances with the same hypothesis."""
     case = Case(*((20, 2, 20, 16) if run.dry else (500, 64, 500, 512)), seed=1)
     compared(run, "search", case, METHODS)
+    for vocab in (20,) if run.dry else (500, 5000):
+        greedy_ways(run, Case(*((20, 2, vocab, 16) if run.dry else (500, 64, vocab, 512)), seed=1))
+
+
+def greedy_ways(run: GpuRun, case: Case) -> None:
+    """Greedy search by one kernel, and frame by frame with the kernels of a beam of 1: which is faster at a size."""
+    predictor, joiner = copy.deepcopy(case.predictor).to(run.device), copy.deepcopy(case.joiner).to(run.device)
+    frames, vocab = case.encoder_out.to(run.device), joiner.output.out_features
+    batch, options, found = len(frames), SearchOptions("greedy"), []
+
+    def measure(largest_layer: int) -> Record:
+        def once() -> None:
+            nbest = search_frames(predictor, joiner, frames, case.lens(batch), options)
+            found.append([hypotheses[0].tokens for hypotheses in nbest])
+
+        with mock.patch("tokenverse_pp.decoding.greedy_kernel.LARGEST_LAYER", largest_layer):
+            times = timed(once, run.device, 5)
+        utterances = round(1000 * batch / times["ms"], 1)
+        return {**times, "utt_per_s": utterances, "agreement": agreement(found[-1], found[0])}
+
+    for way, largest_layer in (("one kernel", 2**40), ("a beam of 1", 0)):
+        method = f"greedy, V {vocab}, {way}"
+        about = {"device": run.device.type, "method": method, "batch": batch, "frames": frames.size(1)}
+        run.case("search", method, partial(measure, largest_layer), optional=True, **about)
 
 
 def lstm(run: GpuRun) -> None:
