@@ -33,7 +33,7 @@ class Group(click.Group):
     """A group whose commands report user errors in one line on stderr, with exit code 2.
 
     Args:
-        lazy: command name -> ``module:attribute``, imported when the command is used.
+        lazy: command name -> file of this folder that holds it, imported when the command is used.
     """
 
     def __init__(self, *args: Any, lazy: Optional[Dict[str, str]] = None, **kwargs: Any):
@@ -47,8 +47,8 @@ class Group(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> Optional[click.Command]:
         """A command by name, imported if necessary."""
         if cmd_name in self.lazy:
-            module, attribute = self.lazy[cmd_name].split(":")
-            return getattr(importlib.import_module(module), attribute)
+            found = vars(importlib.import_module(f"tokenverse_pp.cli.{self.lazy[cmd_name]}")).values()
+            return next(each for each in found if isinstance(each, click.Command) and each.name == cmd_name)
         return super().get_command(ctx, cmd_name)
 
     def invoke(self, ctx: click.Context) -> Any:
