@@ -9,19 +9,21 @@ from typing import Any, Dict, List, Optional, Tuple
 import click
 
 from tokenverse_pp.base.options import PageOptions
-from tokenverse_pp.cli.options import model_option, options_from, plugin_option, plugin_options, source_options
+from tokenverse_pp.cli.options import (
+    FILE,
+    PATH,
+    model_option,
+    options_from,
+    plugin_option,
+    plugin_options,
+    source_options,
+)
 
 
 @click.command()
-@click.option(
-    "--hyps", "--hyp", "hyps", required=True, type=click.Path(dir_okay=False), help="File of hypotheses (hyps.jsonl)."
-)
-@click.option(
-    "--cuts", "--ref", "cuts", required=True, type=click.Path(dir_okay=False), help="Cut manifest with labels."
-)
-@click.option(
-    "--output", type=click.Path(dir_okay=False), help="Also write the scores as JSON; an existing file is replaced."
-)
+@click.option("--hyps", "--hyp", "hyps", required=True, type=FILE, help="File of hypotheses (hyps.jsonl).")
+@click.option("--cuts", "--ref", "cuts", required=True, type=FILE, help="Cut manifest with labels.")
+@click.option("--output", type=FILE, help="Also write the scores as JSON; an existing file is replaced.")
 @plugin_option
 def score(hyps: str, cuts: str, output: Optional[str]) -> None:
     """Score hypotheses, each task over the cuts that are labelled for it; print a table.
@@ -47,12 +49,12 @@ def score(hyps: str, cuts: str, output: Optional[str]) -> None:
 
 
 @click.command()
-@click.argument("first", type=click.Path(dir_okay=False), metavar="A")
-@click.argument("second", type=click.Path(dir_okay=False), metavar="B")
-@click.option("--cuts", required=True, type=click.Path(dir_okay=False), help="Cut manifest with the labels.")
+@click.argument("first", type=FILE, metavar="A")
+@click.argument("second", type=FILE, metavar="B")
+@click.option("--cuts", required=True, type=FILE, help="Cut manifest with the labels.")
 @click.option("--by-corpus", is_flag=True, help="Also compare each corpus (custom field corpus of the cuts).")
 @click.option("--resamples", type=click.IntRange(100), default=10_000, show_default=True, help="Number of draws.")
-@click.option("--output", type=click.Path(dir_okay=False), help="Also write JSON; an existing file is replaced.")
+@click.option("--output", type=FILE, help="Also write JSON; an existing file is replaced.")
 @plugin_option
 def compare(first: str, second: str, cuts: str, by_corpus: bool, resamples: int, output: Optional[str]) -> None:
     """Compare the decodings A and B (hyps.jsonl) of the same cuts.
@@ -114,12 +116,10 @@ def _range(interval: tuple[float, float]) -> str:
 
 @click.command()
 @model_option
-@click.option("--hyps", required=True, type=click.Path(path_type=Path), help="The model's hypotheses of --cuts.")
-@click.option("--cuts", required=True, type=click.Path(path_type=Path), help="Labelled cuts: a dev set.")
-@click.option(
-    "--output", type=click.Path(path_type=Path), help="File to write. [default: calibration.json in the model's folder]"
-)
-@click.option("--test", nargs=2, type=click.Path(path_type=Path), metavar="HYPS CUTS", help="Also measure on these.")
+@click.option("--hyps", required=True, type=PATH, help="The model's hypotheses of --cuts.")
+@click.option("--cuts", required=True, type=PATH, help="Labelled cuts: a dev set.")
+@click.option("--output", type=PATH, help="File to write. [default: calibration.json in the model's folder]")
+@click.option("--test", nargs=2, type=PATH, metavar="HYPS CUTS", help="Also measure on these.")
 @plugin_options
 def calibrate(
     model: str, hyps: Path, cuts: Path, output: Optional[Path], test: Optional[Tuple[Path, Path]], trust_plugins: bool
@@ -181,14 +181,9 @@ def table(effect: Dict[str, Dict[str, Any]]) -> str:
 
 
 @click.command("report")
-@click.option("--hyps", required=True, type=click.Path(dir_okay=False), help="File of hypotheses (hyps.jsonl).")
-@click.option("--cuts", required=True, type=click.Path(dir_okay=False), help="Cut manifest with the labels.")
-@click.option(
-    "--output",
-    required=True,
-    type=click.Path(dir_okay=False),
-    help="HTML file to write; an existing file is replaced.",
-)
+@click.option("--hyps", required=True, type=FILE, help="File of hypotheses (hyps.jsonl).")
+@click.option("--cuts", required=True, type=FILE, help="Cut manifest with the labels.")
+@click.option("--output", required=True, type=FILE, help="HTML file to write; an existing file is replaced.")
 @options_from(PageOptions, utterances={"type": click.IntRange(min=0)})
 @plugin_option
 @source_options

@@ -17,6 +17,8 @@ from tokenverse_pp.base.files import aligned, write_text
 from tokenverse_pp.base.options import names_of, tasks_named
 from tokenverse_pp.cli.manifest_prepare import window_options
 from tokenverse_pp.cli.options import (
+    FILE,
+    PATH,
     NamedNumber,
     chosen,
     engine_options,
@@ -42,8 +44,8 @@ from tokenverse_pp.data.normalise import NORMALISERS
 
 
 @click.command()
-@click.argument("cuts", type=click.Path(dir_okay=False))
-@click.argument("output", type=click.Path(dir_okay=False))
+@click.argument("cuts", type=FILE)
+@click.argument("output", type=FILE)
 @options_from(
     LabelChange,
     *("add", "drop", "only", "language"),
@@ -52,7 +54,7 @@ from tokenverse_pp.data.normalise import NORMALISERS
 @click.option("--spacy", "pipeline", help="Label entities with this spaCy pipeline: an installed name, or a folder.")
 @click.option(
     "--gazetteer",
-    type=click.Path(dir_okay=False),
+    type=FILE,
     help="Label entities with a file of lines 'phrase TAB type [TAB confidence]': longest match, whole words.",
 )
 @click.option("--match-case", is_flag=True, help="With --gazetteer: match case.")
@@ -140,8 +142,8 @@ def _same_finder(change: LabelChange, found: Tuple[Any, ...], run: str) -> Optio
 
 
 @click.command()
-@click.argument("cuts", nargs=-1, required=True, type=click.Path(dir_okay=False))
-@click.argument("output", type=click.Path(dir_okay=False))
+@click.argument("cuts", nargs=-1, required=True, type=FILE)
+@click.argument("output", type=FILE)
 @click.option("--weights", help="Relative numbers of cuts to draw from each manifest, e.g. 2,1,1.")
 @click.option(
     "--by",
@@ -206,8 +208,8 @@ def mix(
 
 
 @click.command()
-@click.argument("cuts", type=click.Path(dir_okay=False))
-@click.argument("output", type=click.Path(dir_okay=False))
+@click.argument("cuts", type=FILE)
+@click.argument("output", type=FILE)
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the order.")
 @overwrite_option
 def shuffle(cuts: str, output: str, seed: int, overwrite: bool) -> None:
@@ -240,7 +242,7 @@ def _numbers(text: str, expected: int) -> List[float]:
 
 
 @click.command()
-@click.argument("cuts", type=click.Path(dir_okay=False))
+@click.argument("cuts", type=FILE)
 @click.argument("output_dir", type=click.Path(file_okay=False, path_type=Path))
 @click.option(
     "--shares",
@@ -303,8 +305,8 @@ def parse_shares(text: str) -> Dict[str, float]:
 
 
 @click.command()
-@click.argument("source", metavar="CUTS", type=click.Path(dir_okay=False))
-@click.argument("output", type=click.Path(dir_okay=False))
+@click.argument("source", metavar="CUTS", type=FILE)
+@click.argument("output", type=FILE)
 @options_from(
     Wanted,
     *("cuts", "hours", "at_random", "seed", "languages", "corpora", "tasks", "without_tasks", "ids", "keep_labels"),
@@ -315,7 +317,7 @@ def parse_shares(text: str) -> Dict[str, float]:
     corpora={"option": "--corpus"},
     tasks={"option": "--task"},
     without_tasks={"option": "--without-task"},
-    ids={"type": click.Path(dir_okay=False)},
+    ids={"type": FILE},
     keep_labels={"type": NamedNumber("TASK=SHARE", "ner=0.25"), "multiple": True},
 )
 @overwrite_option
@@ -344,11 +346,11 @@ def subset(source: str, output: str, overwrite: bool, **given: Any) -> None:
 
 
 @click.command()
-@click.argument("turns", type=click.Path(path_type=Path))
-@click.argument("output", type=click.Path(path_type=Path))
+@click.argument("turns", type=PATH)
+@click.argument("output", type=PATH)
 @click.option(
     "--recordings",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="RecordingSet of TURNS, if TURNS is a lhotse SupervisionSet. [default: TURNS is a CutSet]",
 )
 @click.option(
@@ -388,12 +390,5 @@ def conversations(
 
     refuse_existing([output], overwrite)
     write_conversations(
-        turns,
-        output,
-        recordings,
-        tasks_named(tasks, "--tasks") or (),
-        options,
-        normaliser,
-        language,
-        say=click.echo,
+        turns, output, recordings, tasks_named(tasks, "--tasks") or (), options, normaliser, language, say=click.echo
     )

@@ -14,7 +14,7 @@ from typing import Any, Callable
 import click
 
 from tokenverse_pp.cli.manifest_import import pairs
-from tokenverse_pp.cli.options import engine_options, jobs_option, options_from, together
+from tokenverse_pp.cli.options import PATH, engine_options, jobs_option, options_from, together
 from tokenverse_pp.data.corpora import LICENCES
 from tokenverse_pp.data.corpora.common import Preparation
 from tokenverse_pp.data.editing.conversations import ConversationOptions
@@ -59,10 +59,7 @@ written_option = click.option(
     help="Also label punct (punctuation and case), if the written text has the same words as the plain text.",
 )
 languages_option = click.option(
-    "--language",
-    "languages",
-    multiple=True,
-    help="A language folder of the corpus; may be given again. [default: all]",
+    "--language", "languages", multiple=True, help="A language folder of the corpus; may be given again. [default: all]"
 )
 # Options of corpora of telephone calls.
 call_options = together(
@@ -79,9 +76,7 @@ call_options = together(
         help="The two sides of a call as one channel (their mean), or each by itself (then not labelled for scd).",
     ),
     click.option(
-        "--names",
-        is_flag=True,
-        help="Also label ner: the proper names that the transcribers marked (&Bob), type NAME.",
+        "--names", is_flag=True, help="Also label ner: the proper names that the transcribers marked (&Bob), type NAME."
     ),
 )
 
@@ -141,11 +136,7 @@ def window_options(command: Callable[..., Any]) -> Callable[..., Any]:
     show_default=True,
     help="AMI's own splits into train, dev and test.",
 )
-@click.option(
-    "--annotations",
-    type=click.Path(path_type=Path),
-    help="Folder or zip of the annotations, where they are not in CORPUS_DIR.",
-)
+@click.option("--annotations", type=PATH, help="Folder or zip of the annotations, where they are not in CORPUS_DIR.")
 @window_options
 @calls("conversations.prepare_ami")
 def ami() -> None:
@@ -235,16 +226,13 @@ def fleurs() -> None:
 
 
 @corpus_command("huggingface")
-@click.argument("corpus_dir", metavar="DATASET", type=click.Path(path_type=Path))
+@click.argument("corpus_dir", metavar="DATASET", type=PATH)
 @common_options
 @as_preparation
 @written_option
 @click.option("--config", help="Configuration, where there are several.")
 @click.option(
-    "--split",
-    "splits",
-    multiple=True,
-    help="A split; give it several times. No others are downloaded. [default: all]",
+    "--split", "splits", multiple=True, help="A split; give it several times. No others are downloaded. [default: all]"
 )
 @click.option("--column", "columns", multiple=True, metavar="FIELD=COLUMN", help="Which column holds a field.")
 @click.option("--set", "constants", multiple=True, metavar="FIELD=VALUE", help="A field of rows that lack it.")
