@@ -32,13 +32,15 @@ SherpaForm = Literal["ctc", "online", "prompt"]
 Inactive = Literal["suppress", "strip"]
 
 
-def names_of(text: Optional[str]) -> Tuple[str, ...]:
-    """The names in a text with commas.
+def names_of(names: Optional[Names]) -> Tuple[str, ...]:
+    """The names in a list, or in a text with commas.
 
     >>> names_of("asr, lid,"), names_of(None)
     (('asr', 'lid'), ())
     """
-    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
+    if isinstance(names, str):
+        names = [name.strip() for name in names.split(",") if name.strip()]
+    return tuple(names or ())
 
 
 def tasks_named(tasks: Optional[Names], where: str) -> Optional[Tuple[str, ...]]:
@@ -49,7 +51,7 @@ def tasks_named(tasks: Optional[Names], where: str) -> Optional[Tuple[str, ...]]
     """
     if tasks is None:
         return None
-    names = names_of(tasks) if isinstance(tasks, str) else tuple(tasks)
+    names = names_of(tasks)
     if not names:
         raise UserError(f"{where}: names no task; expected some, such as asr,lid, or asr alone")
     return names

@@ -74,6 +74,7 @@ def compare(first: str, second: str, cuts: str, by_corpus: bool, resamples: int,
     from tokenverse_pp.data.labels import validate_cuts
     from tokenverse_pp.data.manifests import read_cuts
     from tokenverse_pp.evaluation.comparison import compare_decodings, count_utterances, tasks_in_common
+    from tokenverse_pp.evaluation.scoring import percent
 
     validate_cuts(cuts, unlabelled=True)
     read = list(read_cuts(cuts))
@@ -99,19 +100,13 @@ def compare(first: str, second: str, cuts: str, by_corpus: bool, resamples: int,
     rows = [["metric", "cuts of", "A %", "95%", "B %", "95%", "A - B", "95%", "cuts"]]
     for name, metrics in found.items():
         for metric, c in metrics.items():
-            scores = [_percent(c.a), _range(c.a_interval), _percent(c.b), _range(c.b_interval)]
-            rows.append([metric, name, *scores, _percent(c.difference), _range(c.interval), str(c.utterances)])
+            cells = [metric, name]
+            for score, interval in ((c.a, c.a_interval), (c.b, c.b_interval), (c.difference, c.interval)):
+                cells += [percent(score), " .. ".join(map(percent, interval))]
+            rows.append([*cells, str(c.utterances)])
     click.echo(aligned(rows, left=2))
     if output:
         write_json(output, {name: {m: c.as_dict() for m, c in metrics.items()} for name, metrics in found.items()})
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f}"
-
-
-def _range(interval: tuple[float, float]) -> str:
-    return " .. ".join(map(_percent, interval))
 
 
 @click.command()

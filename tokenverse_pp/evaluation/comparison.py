@@ -42,11 +42,6 @@ class Counted:
 
     metrics: Dict[str, Dict[str, Ratio]] = field(default_factory=dict)
 
-    def ratios(self, metric: str, ids: Sequence[str]) -> List[Ratio]:
-        """Return the ratios of some cuts, in their order."""
-        found = self.metrics[metric]
-        return [found[cut_id] for cut_id in ids]
-
 
 def tasks_in_common(cuts: Sequence[Cut], decodings: Iterable[Sequence[Hypothesis]]) -> TaskSet:
     """Return the tasks by which to score several decodings of the same cuts, so that their scores mean the same.
@@ -111,7 +106,7 @@ def _ratios(task: str, scores: Mapping[str, Any]) -> Iterator[Tuple[str, Ratio]]
 
 def counts_of(decodings: Sequence[Counted], metric: str, ids: Sequence[str]) -> RatioCounts:
     """One metric of several decodings of the same cuts (seeds), for the bootstrap."""
-    ratios = [counted.ratios(metric, ids) for counted in decodings]
+    ratios = [[counted.metrics[metric][cut_id] for cut_id in ids] for counted in decodings]
     # As the scores: an F1 with nothing to find and nothing found is 1, what is a share of nothing is 0.
     return RatioCounts.of(ratios, 0.0 if metric == WER or metric.endswith((*PARTS, ACCURACY)) else 1.0)
 

@@ -275,13 +275,10 @@ class Uploads:
         settled = None if on_text is None else lambda label, so_far: self._call(on_text, so_far)
         try:
             recognizer = self.model.recognizer_for(left[0].options)
-        except UserError as error:
-            for job in left:
-                self._finish(job, UploadError("options", str(error)))
-            return
         except Exception as error:  # for example no memory for its tables: the thread has to go on
+            failure = UploadError("options", str(error)) if isinstance(error, UserError) else _failed(error)
             for job in left:
-                self._finish(job, _failed(error))
+                self._finish(job, failure)
             return
         try:
             for result in transcribe_in_order(recognizer, [job.heard for job in left], check, settled):
