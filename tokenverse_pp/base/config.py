@@ -196,6 +196,7 @@ class ChunkOptions:
 
 
 SAMPLE_RATE = 16000
+IN_CHUNKS = ("chunk_ms", "left_chunks", "sinks")  # the options of streams in `ChunkOptions`
 
 
 @dataclass

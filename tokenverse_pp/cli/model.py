@@ -7,13 +7,11 @@ from typing import Any, Mapping, Optional, Tuple
 
 import click
 
-from tokenverse_pp.base.config import ChunkOptions
+from tokenverse_pp.base.config import IN_CHUNKS, ChunkOptions
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import replacing, replacing_folder
 from tokenverse_pp.base.options import ExportOptions, tasks_named
 from tokenverse_pp.cli.options import PATH, TOKEN_BIAS, config_options, options_from, plugin_options, read_config
-
-IN_CHUNKS = ("chunk_ms", "left_chunks", "sinks")  # options of exports for streams
 
 
 @click.command("tokenizer", context_settings={"ignore_unknown_options": True})

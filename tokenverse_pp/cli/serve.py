@@ -8,7 +8,7 @@ from typing import Any, Dict, Mapping, Optional, Tuple
 
 import click
 
-from tokenverse_pp.base.config import ChunkOptions
+from tokenverse_pp.base.config import IN_CHUNKS, ChunkOptions
 from tokenverse_pp.base.errors import printable
 from tokenverse_pp.base.options import SearchOptions, StreamingOptions, TranscribeOptions, names_of, tasks_named
 from tokenverse_pp.cli.options import (
@@ -66,7 +66,7 @@ from tokenverse_pp.serving.protocol import Limits
 )
 @options_from(
     ChunkOptions,
-    *("chunk_ms", "left_chunks", "sinks"),
+    *IN_CHUNKS,
     chunk_ms={"type": click.IntRange(min=0), "help": "Length of a chunk in milliseconds."},
     left_chunks={"type": click.IntRange(min=-1)},
     sinks={"type": click.IntRange(min=0)},

@@ -8,7 +8,7 @@ from typing import Any, List, Optional, Tuple
 
 import click
 
-from tokenverse_pp.base.config import ChunkOptions
+from tokenverse_pp.base.config import IN_CHUNKS, ChunkOptions
 from tokenverse_pp.base.errors import UserError, needing
 from tokenverse_pp.base.options import DecodeOptions, SearchOptions, tasks_named
 from tokenverse_pp.cli.options import (
@@ -99,7 +99,7 @@ def tune(cuts: Path, tokens: Tuple[str, ...], first: Optional[int], output_dir: 
 @click.option("--cuts", required=True, type=PATH, help="Cut manifest labelled for endp.")
 @options_from(
     ChunkOptions,
-    *("chunk_ms", "left_chunks", "sinks"),
+    *IN_CHUNKS,
     chunk_ms={"default": 320, "help": "Decode as a stream in chunks of so many milliseconds; 0: in full context."},
     left_chunks={"default": 8},
 )

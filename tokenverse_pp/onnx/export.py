@@ -43,10 +43,9 @@ from tokenverse_pp.onnx.folder import (
 from tokenverse_pp.onnx.graphs import (
     RMS_TOLERANCES,
     TOLERANCES,
-    check_agreement,
-    check_frames,
+    GivenMel,
+    agreement,
     describe,
-    errors_of,
     log_mel_of,
     prepared,
     reduce_precision,
@@ -67,6 +66,7 @@ from tokenverse_pp.tasks import task_options
 BATCHES = ((1.0,), (0.51, 3.017, 1.2343), (6.3,), (2.0, 2.0), (0.3, 0.9))
 CHUNKS = (1, 2, 9)
 PAIRS, TOKENS = 64, 5
+Frames = Tuple[List[np.ndarray], List[np.ndarray]]  # from the graphs, and from torch
 
 
 def export_onnx(loaded: ModelBundle, output: Path, options: Optional[ExportOptions] = None) -> Description:
@@ -85,6 +85,8 @@ def export_onnx(loaded: ModelBundle, output: Path, options: Optional[ExportOptio
     """
     options = options or ExportOptions()
     require_onnx()
+    if options.chunks is not None and options.chunks.left_chunks < 0:
+        raise UserError(f"--left-chunks={options.chunks.left_chunks}: a graph's caches cannot grow: expected 0 or more")
     loaded = with_biases(loaded, options)
     if output.exists() and not (output / DESCRIPTION).is_file():
         if not output.is_dir() or any(output.iterdir()):
@@ -121,7 +123,7 @@ def _write(loaded: ModelBundle, folder: Path, options: ExportOptions) -> Descrip
 
 def _write_runtime(loaded: ModelBundle, folder: Path, description: Description, options: ExportOptions) -> Description:
     """Write the files that `tokenverse_pp.runtime` reads, except the description."""
-    model = prepared(loaded.model, given_mel=options.chunks is None)
+    model = prepared(loaded.model, GivenMel if options.chunks is None else None)
     encoders = [ENCODER]
     if options.chunks is None:
         trace_encoder(model, description, folder, options.opset)
@@ -207,7 +209,7 @@ def compare(loaded: ModelBundle, folder: Path, precision: str, chunks: Optional[
     """
     random = np.random.default_rng(0)
     runtime: Exported
-    pairs: List[Tuple[List[np.ndarray], List[np.ndarray]]] = []
+    pairs: List[Frames] = []
     if chunks is None:
         runtime = offline = Runtime(folder)
         for seconds in BATCHES:
@@ -224,14 +226,9 @@ def compare(loaded: ModelBundle, folder: Path, precision: str, chunks: Optional[
             stream = streaming.open(tasks)
             found = [streaming.encode_chunk(stream, chunk) for chunk in audio]
             pairs.append((found, torch_stream(loaded, chunks, audio, tasks)))
-    for found, expected in pairs:
-        check_frames(found, expected)
-    cases = [errors_of(np.concatenate(found), np.concatenate(expected)) for found, expected in pairs]
-    encoder = {key: max(case[key] for case in cases) for key in ("max", "rms")}
-    logits = _joiner_errors(loaded, runtime, random)
+    encoder = agreement("encoder", pairs, precision)
+    logits = agreement("logits", [_logits(loaded, runtime, random)], precision)
     tolerance = {"max": TOLERANCES[precision], "rms": RMS_TOLERANCES[precision]}
-    for part, errors in (("encoder", encoder), ("logits", logits)):
-        check_agreement(part, errors, precision)
     return {"precision": precision, "tolerance": tolerance, "encoder": encoder, "logits": logits}
 
 
@@ -244,8 +241,8 @@ def _random_tasks(loaded: ModelBundle, random: np.random.Generator) -> List[str]
     return [name for name in loaded.tasks.names if random.random() < 0.5]
 
 
-def _joiner_errors(loaded: ModelBundle, runtime: Exported, random: np.random.Generator) -> Dict[str, float]:
-    """Errors of the logits for random frames after random tokens."""
+def _logits(loaded: ModelBundle, runtime: Exported, random: np.random.Generator) -> Frames:
+    """The logits for random frames after random tokens, from the graphs and from torch."""
     d, model, contexts = runtime.description, loaded.model, runtime.contexts
     tokens = random.integers(1, d.vocab_size, (PAIRS, TOKENS))
     frames = random.standard_normal((PAIRS, d.joiner_dim)).astype(np.float32)
@@ -256,7 +253,7 @@ def _joiner_errors(loaded: ModelBundle, runtime: Exported, random: np.random.Gen
     found = runtime.join(frames, contexts.look_up(read))
     with torch.inference_mode():
         state = model.joiner.predictor_proj(model.predictor(torch.from_numpy(tokens))[:, -1])
-        return errors_of(found, model.joiner(torch.from_numpy(frames), state).numpy())
+        return [found], [model.joiner(torch.from_numpy(frames), state).numpy()]
 
 
 def torch_frames(loaded: ModelBundle, audio: Sequence[np.ndarray], names: Sequence[str]) -> List[np.ndarray]:

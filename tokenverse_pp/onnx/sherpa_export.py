@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tokenverse_pp.base.config import SAMPLE_RATE
+from tokenverse_pp.base.config import IN_CHUNKS, SAMPLE_RATE
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.options import ExportOptions, Inactive
 from tokenverse_pp.data.tokenizer import UNK_ID
@@ -34,10 +34,8 @@ from tokenverse_pp.models.predictor import StatelessPredictor
 from tokenverse_pp.models.transducer import Transducer
 from tokenverse_pp.onnx.folder import TOKENS, WEIGHTS, Description
 from tokenverse_pp.onnx.graphs import (
-    check_agreement,
-    check_frames,
+    agreement,
     describe,
-    errors_of,
     prepared,
     reduce_precision,
     share_weights,
@@ -170,7 +168,7 @@ def write_sherpa(loaded: ModelBundle, folder: Path, description: Description, op
         check_ctc(loaded, description.frame_shift)
     else:
         check_online(loaded, description, options)
-        about.update(delay=DELAY, **{key: getattr(options.chunks, key) for key in ("chunk_ms", "left_chunks", "sinks")})
+        about.update(delay=DELAY, **{key: getattr(options.chunks, key) for key in IN_CHUNKS})
     pieces = loaded.tokenizer.pieces()
     choose = chosen_sets
     if options.form == "prompt":
@@ -195,7 +193,7 @@ def write_ctc(
     normalises = bool(getattr(loaded.model.encoder.backbone, "normalise", False))
     level, repeat = 1.0 if normalises else LEVEL, round(description.frame_shift / CTC_FRAME)
     for item in sets:
-        graph = CtcGraph(with_product_log_mel(loaded.model), item, level, repeat)
+        graph = CtcGraph(prepared(loaded.model, ProductLogMel), item, level, repeat)
         axes = {"x": {1: "S"}, "logits": {1: "T"}}
         trace(graph, folder / item.file, {"x": torch.randn(1, SAMPLE_RATE)}, ["logits"], options.opset, axes, rows="")
         reduce_precision(folder / item.file, options.precision)
@@ -252,16 +250,6 @@ def check_ctc(loaded: ModelBundle, frame_shift: float) -> None:
         raise UserError(f"export for sherpa-onnx, form ctc: {said}: expected a multiple of it (encoder.stack)")
 
 
-def with_product_log_mel(model: Transducer) -> Transducer:
-    """Return a copy that can be traced for the audio of one utterance."""
-    model = prepared(model, given_mel=False)
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, LogMel):
-                setattr(parent, name, ProductLogMel(child))
-    return model
-
-
 def compare_ctc(path: Path, reference: CtcGraph, precision: str) -> Dict[str, float]:
     """Compare a graph with the same module of the model in torch, on random audio of several lengths.
 
@@ -278,7 +266,4 @@ def compare_ctc(path: Path, reference: CtcGraph, precision: str) -> Dict[str, fl
         found.append(session.run(None, {"x": audio})[0][0])
         with torch.inference_mode():
             expected.append(reference(torch.from_numpy(audio))[0].numpy())
-    check_frames(found, expected)
-    errors = errors_of(np.concatenate(found), np.concatenate(expected))
-    check_agreement("logits", errors, precision)
-    return errors
+    return agreement("logits", [(found, expected)], precision)

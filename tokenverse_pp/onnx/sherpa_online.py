@@ -40,10 +40,8 @@ from tokenverse_pp.models.transducer import Transducer
 from tokenverse_pp.onnx.folder import WEIGHTS, Description
 from tokenverse_pp.onnx.graphs import (
     PredictorGraph,
-    check_agreement,
-    check_frames,
+    agreement,
     describe,
-    errors_of,
     log_mel_of,
     prepared,
     reduce_precision,
@@ -217,15 +215,12 @@ class OnlineJoiner(nn.Module):
 
 def check_online(loaded: ModelBundle, description: Description, options: ExportOptions) -> None:
     """Check that the form ``online`` or ``prompt`` supports a model (raises UserError)."""
-    form, chunks = f"export for sherpa-onnx, form {options.form}", options.chunks
-    assert chunks is not None
+    form = f"export for sherpa-onnx, form {options.form}"
     if not isinstance(getattr(loaded.model.encoder, "backbone", None), WhisperBackbone):
         raise UserError(f"{form}: sherpa-onnx computes the log-mel of Whisper, and this encoder takes audio")
     if abs(description.frame_shift - ONLINE_FRAME) > 1e-6:
         said = f"a frame of the encoder lasts {1000 * description.frame_shift:g} ms"
         raise UserError(f"{form}: {said}, and in sherpa-onnx 40 ms (model.encoder.stack=2)")
-    if chunks.left_chunks < 0:
-        raise UserError(f"--left-chunks={chunks.left_chunks}: a graph's caches cannot grow: expected 0 or more")
 
 
 def write_online(
@@ -233,7 +228,7 @@ def write_online(
 ) -> List[Dict[str, float]]:
     """Write the graphs of the form ``online``; return the errors of the frames of each encoder."""
     assert options.chunks is not None
-    model, errors = prepared(loaded.model, given_mel=False), []
+    model, errors = prepared(loaded.model), []
     context = torch.ones(2, description.context_size, dtype=torch.int64)
     trace(OnlinePredictor(model), folder / DECODER, {"y": context}, ["decoder_out"], options.opset)
     sizes = {"vocab_size": str(description.vocab_size), "context_size": str(description.context_size)}
@@ -256,9 +251,8 @@ def write_online(
     for item in sets:
         metadata = {name: str(size) for name, size in SIZES.items()}
         metadata.update(model_type="zipformer2", feature="whisper", left_context_len="1")
-        metadata.update(
-            query_head_dims=str(graph.size), T=str(graph.mel_frames), decode_chunk_len=str(graph.mel_frames)
-        )
+        frames = str(graph.mel_frames)
+        metadata.update(query_head_dims=str(graph.size), T=frames, decode_chunk_len=frames)
         describe(folder / item.file, {**metadata, "tasks": ",".join(item.tasks)})
         errors.append(compare_online(loaded, folder / item.file, graph, item, options))
     return errors
@@ -306,7 +300,4 @@ def errors_of_stream(
     found[0] = found[0][1:]  # the dummy
     names = [name for name, is_active in zip(loaded.tasks.names, item.active[0].tolist()) if is_active]
     expected = torch_stream(loaded, options.chunks, audio, names, registers=0)
-    check_frames(found, expected)
-    errors = errors_of(np.concatenate(found), np.concatenate(expected))
-    check_agreement("encoder", errors, options.precision)
-    return errors
+    return agreement("encoder", [(found, expected)], options.precision)

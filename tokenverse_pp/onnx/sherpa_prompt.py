@@ -226,7 +226,7 @@ def write_prompt(
 ) -> List[Dict[str, float]]:
     """Write the graphs of the form ``prompt``; return the errors of the encoder's frames, in a list."""
     assert options.chunks is not None
-    model, (encoder, joiner) = prepared(loaded.model, given_mel=False), sets[0][:2]
+    model, (encoder, joiner) = prepared(loaded.model), sets[0][:2]
     graph, size = PromptGraph(model, options.chunks, sets).eval(), description.context_size
     numbers, states = torch.tensor([graph.mel_frames] * 2), graph.start(2)
     inputs = {"audio_signal": torch.randn(2, graph.bins, graph.mel_frames), "length": numbers, **states}
