@@ -108,6 +108,7 @@ class StreamError(Exception):
         return f"{self.code}: {self.message}".encode("ascii", "replace")[:MOST_REASON].decode("ascii")
 
 
+SCALES = ("hotword_score", "lm_scale", "lm_bonus")
 Phrases = Tuple[Union[str, Tuple[str, float]], ...]
 
 
@@ -162,9 +163,7 @@ class Start:
             changes.update(languages=self.language, force_language=True)
         if self.hotwords is not None:
             changes["hotwords"] = self.hotwords or None
-        for name in ("hotword_score", "lm_scale", "lm_bonus"):
-            if getattr(self, name) is not None:
-                changes[name] = getattr(self, name)
+        changes.update({name: value for name in SCALES if (value := getattr(self, name)) is not None})
         if default.lm is None and self.asks_for_lm:
             raise UserError("field 'lm': this server has no language model (`tokenverse-pp serve --lm`)")
         if self.lm is False:
@@ -241,7 +240,7 @@ def _read_start(message: Mapping[str, Any], known_tasks: Sequence[str]) -> Start
         raise _bad(f"field 'sample_rate': expected {SAMPLE_RATE} (resample before sending), found {shown(rate)}")
     if not isinstance(name, str) or name not in FORMATS:
         raise _bad(f"field 'format': expected one of {', '.join(FORMATS)}, found {shown(name)}")
-    given = {key: message[key] for key in ("hotword_score", "lm_scale", "lm_bonus") if message.get(key) is not None}
+    given = {key: message[key] for key in SCALES if message.get(key) is not None}
     for field, value in given.items():
         if not is_finite(value):
             raise _bad(f"field '{field}': expected a number, found {shown(value)}")
@@ -262,9 +261,9 @@ def _read_start(message: Mapping[str, Any], known_tasks: Sequence[str]) -> Start
 def _read_language(message: Mapping[str, Any]) -> Optional[Tuple[str, ...]]:
     """The field ``language``: a code, or a list of codes."""
     language = message.get("language")
-    codes = [language] if isinstance(language, str) else language
     if language is None:
         return None
+    codes = [language] if isinstance(language, str) else language
     if not isinstance(codes, list) or not codes or not all(isinstance(code, str) for code in codes):
         raise _bad(f"field 'language': expected a code such as 'fr', or a list of codes, found {shown(language)}")
     return tuple(codes)
