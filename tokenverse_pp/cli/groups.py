@@ -11,6 +11,7 @@ from typing import Any, Dict, Iterator, List, Optional
 
 import click
 
+from tokenverse_pp.base.engine import messages_to
 from tokenverse_pp.base.errors import UserError, printable
 
 EXIT_CODE = 2
@@ -73,20 +74,6 @@ class MessageHandler(logging.Handler):
         tqdm.write(printable(record.getMessage()), file=sys.stderr)
 
 
-@contextlib.contextmanager
-def messages_on_stderr() -> Iterator[None]:
-    """Show the package's log messages from level INFO on; `quieten` leaves warnings only."""
-    logger, handler = logging.getLogger("tokenverse_pp"), MessageHandler()
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
-
-
 def quieten() -> None:
     """Show warnings only; for all processes of a run except the first."""
     logging.getLogger("tokenverse_pp").setLevel(logging.WARNING)
@@ -96,7 +83,7 @@ def quieten() -> None:
 def report_errors() -> Iterator[None]:
     """Report user errors in one line with exit code 2, and Ctrl-C with exit code 130; show log messages."""
     try:
-        with messages_on_stderr():
+        with messages_to(MessageHandler()):
             yield
     except (UserError, OSError, UnicodeEncodeError) as error:
         line = error_line(error)

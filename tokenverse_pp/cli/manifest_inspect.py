@@ -13,7 +13,6 @@ from lhotse import CutSet
 from tqdm import tqdm
 
 from tokenverse_pp.base.config import ChunkOptions
-from tokenverse_pp.base.config_files import parse_config
 from tokenverse_pp.base.engine import Parts, current_engine
 from tokenverse_pp.base.errors import UserError, printable
 from tokenverse_pp.base.files import url_of, write_json
@@ -26,6 +25,7 @@ from tokenverse_pp.cli.options import (
     jobs_option,
     options_from,
     overwrite_option,
+    read_config,
     refuse_existing,
     source_options,
     threads_option,
@@ -226,7 +226,7 @@ def store_features(
         raise UserError("--storage-dir: expected a local folder for the arrays, also if OUTPUT is a URL")
     refuse_existing([output], overwrite)
     chosen = load_cuts([str(cuts)], "CUTS")
-    config = parse_config([word for path in config_files for word in ("--config", str(path))]).model.encoder
+    config = read_config(config_files, ()).model.encoder
     config.name = locate_encoder(config.name, Path())
     encoder = build_encoder(config).eval()
     click.echo(set_threads(threads, encoder), err=True)

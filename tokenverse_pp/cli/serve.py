@@ -220,6 +220,8 @@ def stream(
     AUDIO may have any rate and number of channels. Channels are averaged, then resampled to 16 kHz.
     """
     # torch and lhotse take seconds to import; `--help` does not need them.
+    from tokenverse_pp.data.audio.inputs import open_audio
+    from tokenverse_pp.data.dataset import load_inputs
     from tokenverse_pp.decoding.context_graph import read_hotwords
     from tokenverse_pp.serving.access import read_token
     from tokenverse_pp.serving.client import need_websockets, transcribe
@@ -237,15 +239,8 @@ def stream(
     def show(event: Dict[str, Any]) -> None:
         click.echo(json.dumps(event, ensure_ascii=False) if as_json else line_of(event))
 
-    transcribe(audio=samples_of(audio), on_event=show, on_ready=begin, **given)
-
-
-def samples_of(path: str) -> Any:
-    """The samples ``(S,)`` of an audio file at 16 kHz (raises UserError)."""
-    from tokenverse_pp.data.audio.inputs import open_audio
-    from tokenverse_pp.data.dataset import load_inputs
-
-    return load_inputs(open_audio(path).cut, convert=True).numpy()
+    samples = load_inputs(open_audio(audio).cut, convert=True).numpy()
+    transcribe(audio=samples, on_event=show, on_ready=begin, **given)
 
 
 def line_of(event: Dict[str, Any]) -> str:

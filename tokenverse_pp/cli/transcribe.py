@@ -11,10 +11,11 @@ from typing import Any, Deque, Iterator, Mapping, Optional, Tuple
 import click
 from tqdm import tqdm
 
+from tokenverse_pp.base.engine import messages_to
 from tokenverse_pp.base.errors import UserError, printable
 from tokenverse_pp.base.files import url_of
 from tokenverse_pp.base.options import SearchOptions, TranscribeOptions, names_of, tasks_named
-from tokenverse_pp.cli.groups import EXIT_CODE, messages_on_stderr
+from tokenverse_pp.cli.groups import EXIT_CODE, MessageHandler
 from tokenverse_pp.cli.options import (
     PATH,
     TOKEN_BIAS,
@@ -94,7 +95,7 @@ def transcribe(audio: Tuple[str, ...], **given: Any) -> None:
     check(audio, given)
     tasks, language = tasks_named(given["tasks"], "--tasks"), names_of(given["language"]) or None
     search = SearchOptions(**{name: given[name] for name in ("lm_scale", "lm_bonus", "blank_penalty", "token_bias")})
-    with messages_on_stderr():
+    with messages_to(MessageHandler()):
         done = run(audio, given, chosen(TranscribeOptions, given, tasks=tasks, language=language, search=search))
     if not done:
         sys.exit(EXIT_CODE)

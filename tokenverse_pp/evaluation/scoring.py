@@ -71,11 +71,7 @@ def score_hypotheses(
 
 
 def paired(cuts: Sequence[Cut], hyps: Sequence[Hypothesis]) -> List[Tuple[Cut, Hypothesis]]:
-    """Cuts with their hypotheses, in the order of the cuts.
-
-    Raises:
-        UserError: for a cut without a hypothesis, and an id that occurs twice.
-    """
+    """Cuts with their hypotheses (raises UserError for a cut without one, and for an id that occurs twice)."""
     _refuse("cut ids that occur twice", [i for i, n in Counter(cut.id for cut in cuts).items() if n > 1])
     _refuse("hypotheses with the same id", [i for i, n in Counter(hyp["id"] for hyp in hyps).items() if n > 1])
     by_id = {hyp["id"]: hyp for hyp in hyps}

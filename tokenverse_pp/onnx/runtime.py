@@ -39,11 +39,7 @@ log = logging.getLogger(__name__)
 
 
 def open_graph(path: Path, threads: int) -> Any:
-    """Open a graph as an ``onnxruntime.InferenceSession`` on the CPU.
-
-    Raises:
-        UserError: if onnxruntime is missing or cannot run the file.
-    """
+    """Open a graph as an ``onnxruntime.InferenceSession`` (raises UserError if onnxruntime is missing or fails)."""
     with needing("tokenverse_pp.runtime needs onnxruntime", "onnx"):
         import onnxruntime
     options = onnxruntime.SessionOptions()

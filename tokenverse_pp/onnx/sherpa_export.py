@@ -226,11 +226,7 @@ def chosen_sets(loaded: ModelBundle, options: ExportOptions, inactive: Inactive)
 
 
 def tokens_text(pieces: Sequence[str]) -> str:
-    """The text of ``tokens.txt``: a piece and its id per line.
-
-    Raises:
-        UserError: for pieces that sherpa-onnx would misread.
-    """
+    """The text of ``tokens.txt``: a piece and its id per line (raises UserError if sherpa-onnx would misread it)."""
     wrong = [piece for piece in pieces if piece in DROPPED or any(space in piece for space in SPACES) or not piece]
     if wrong:
         raise UserError(f"export: sherpa-onnx cannot write the piece {wrong[0]!r} of this vocabulary")
@@ -251,14 +247,7 @@ def check_ctc(loaded: ModelBundle, frame_shift: float) -> None:
 
 
 def compare_ctc(path: Path, reference: CtcGraph, precision: str) -> Dict[str, float]:
-    """Compare a graph with the same module of the model in torch, on random audio of several lengths.
-
-    Returns:
-        Largest and RMS error of the logits, relative to the RMS of torch's.
-
-    Raises:
-        UserError: if an error exceeds the tolerance.
-    """
+    """Compare a graph with the same module in torch, on random audio of several lengths (`agreement`)."""
     random, session = np.random.default_rng(0), open_graph(path, 1)
     found, expected = [], []
     for seconds in LENGTHS:

@@ -270,14 +270,7 @@ def mel_windows(log_mel: LogMel, audio: np.ndarray, frames: int) -> np.ndarray:
 def compare_online(
     loaded: ModelBundle, path: Path, graph: OnlineGraph, item: SherpaSet, options: ExportOptions
 ) -> Dict[str, float]:
-    """Compare an encoder with torch over some chunks of a stream of random audio.
-
-    Returns:
-        Largest and RMS error of the frames, relative to the RMS of torch's.
-
-    Raises:
-        UserError: if an error exceeds the tolerance.
-    """
+    """Compare an encoder with torch over some chunks of a stream of random audio (`agreement`)."""
     assert options.chunks is not None
     log_mel = log_mel_of(loaded.model)
     assert log_mel is not None

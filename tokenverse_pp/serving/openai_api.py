@@ -165,13 +165,9 @@ async def read_form(request: web.Request, limits: Limits) -> UploadForm:
 
 @dataclass(frozen=True)
 class TranscriptionRequest:
-    """What a client requests.
+    """What a client requests."""
 
-    Args:
-        format: one of `RESPONSE_FORMATS`.
-    """
-
-    format: str
+    format: str  # one of `RESPONSE_FORMATS`
     stream: bool
     granularities: Tuple[str, ...]
     options: TranscribeOptions

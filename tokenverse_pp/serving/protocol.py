@@ -46,11 +46,7 @@ CLOSE_CODES = {
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of a server and of each of its streams.
-
-    Raises:
-        UserError: for a limit that no stream could work with.
-    """
+    """Limits of a server and of each of its streams (raises UserError for one that no stream could work with)."""
 
     streams: int = 50
     """Streams open at once; further ones are refused."""
@@ -90,12 +86,7 @@ class Limits:
 
 
 class StreamError(Exception):
-    """Ends a stream early.
-
-    Args:
-        code: a key of `CLOSE_CODES`.
-        message: one line: what was wrong and what was expected.
-    """
+    """Ends a stream early, with a code (a key of `CLOSE_CODES`) and a line that says what was expected."""
 
     def __init__(self, code: str, message: str):
         super().__init__(message)
@@ -197,15 +188,7 @@ FIELDS = {
 
 
 def read_control(text: str, known_tasks: Sequence[str]) -> Control:
-    """Read a text message.
-
-    Args:
-        text: the message.
-        known_tasks: names of the tasks that the server offers.
-
-    Raises:
-        StreamError: ``bad_message``, which names the field.
-    """
+    """Read a text message to a server of these tasks (raises StreamError ``bad_message``, which names the field)."""
     if len(text) > MOST_CONTROL:
         raise _bad(f"control message of {len(text)} characters: expected at most {MOST_CONTROL}; send audio as binary")
     try:
@@ -303,14 +286,7 @@ def _bad(message: str) -> StreamError:
 
 
 def read_audio(data: bytes, format: str) -> np.ndarray:
-    """Read a binary message.
-
-    Args:
-        data: samples of one channel, little-endian.
-        format: a key of `FORMATS`.
-
-    Returns:
-        ``(S,)`` float32.
+    """Read a binary message: little-endian samples of one channel in a format of `FORMATS` -> ``(S,)`` float32.
 
     Raises:
         StreamError: ``bad_audio``.

@@ -137,17 +137,11 @@ class Uploads:
 
     Uploads are decoded in a separate thread, so that streams do not wait for them: torch runs both at once, on a
     single core at half the speed each. Short recordings with the same options are decoded as a batch.
-
-    Args:
-        model: the model; None if nothing can be uploaded.
-
-    Attributes:
-        entered: number of uploads that are received, wait or are decoded.
     """
 
     def __init__(self, model: Optional[UploadModel], limits: Limits):
-        self.model, self.limits = model, limits
-        self.entered = 0
+        self.model, self.limits = model, limits  # no model: nothing can be uploaded
+        self.entered = 0  # uploads that are received, wait or are decoded
         self._seconds_each = 1.0  # running mean of the seconds that an upload occupies the model
         self._changed = threading.Condition()
         self._jobs: Deque[UploadJob] = deque()

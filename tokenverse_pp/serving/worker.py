@@ -151,10 +151,7 @@ class Worker:
     """Runs an engine for any number of feeds, in a separate thread.
 
     The methods are called on the event loop and do not wait for the model; results are delivered on the event loop
-    too, by ``Feed.deliver``.
-
-    Args:
-        batch: most streams that it processes together.
+    too, by ``Feed.deliver``. At most ``batch`` streams are processed together.
     """
 
     def __init__(self, engine: Engine, batch: int):
