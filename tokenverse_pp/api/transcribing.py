@@ -143,10 +143,7 @@ def transcribe_by_cluster(
 ) -> Iterator[Result]:
     """Run `transcribe_in_order` on the workers of the current engine; its groups are their shards.
 
-    Args:
-        start: loads the model, and returns `group_line` of its recognizer.
-        items: as for `transcribe_in_order`.
-        uses_gpu: whether a worker can use a GPU.
+    ``start`` loads the model, and returns `group_line` of its recognizer.
     """
     # Without parts a key is only used in messages, and audio in memory need not be read for it.
     key: Callable[[List[Item]], str] = partial(group_digest, digest) if parts is not None else _named

@@ -202,7 +202,7 @@ class _Task:
 
 
 class RayEngine(ShardEngine):
-    """Computes shards by actors of a Ray cluster, joined or started at the first shard (raises UserError without Ray)."""
+    """Computes shards by actors of a Ray cluster, joined or started at the first one (raises UserError without Ray)."""
 
     is_cluster = True
 

@@ -27,7 +27,6 @@ from tokenverse_pp.cli.options import (
     refuse_existing,
 )
 from tokenverse_pp.data.editing import mix as mixing
-from tokenverse_pp.data.editing.conversations import ConversationOptions
 from tokenverse_pp.data.editing.entity_finders import SpacyEntities, read_gazetteer
 from tokenverse_pp.data.editing.label import (
     EntityFinder,
@@ -369,16 +368,7 @@ def subset(source: str, output: str, overwrite: bool, **given: Any) -> None:
 )
 @overwrite_option
 @window_options
-def conversations(
-    turns: Path,
-    output: Path,
-    overwrite: bool,
-    recordings: Optional[Path],
-    tasks: str,
-    language: Optional[str],
-    normaliser: str,
-    options: ConversationOptions,
-) -> None:
+def conversations(turns: Path, output: Path, overwrite: bool, tasks: str, **given: Any) -> None:
     """Join turns of long recordings into cuts of several turns, with real speaker changes and endpoints, in OUTPUT.
 
     TURNS: cuts that hold a recording's turns, all in one cut or one cut each (grouped by recording), or supervisions
@@ -389,6 +379,4 @@ def conversations(
     from tokenverse_pp.data.editing.conversations import write_conversations
 
     refuse_existing([output], overwrite)
-    write_conversations(
-        turns, output, recordings, tasks_named(tasks, "--tasks") or (), options, normaliser, language, say=click.echo
-    )
+    write_conversations(turns, output, tasks=tasks_named(tasks, "--tasks") or (), **given, say=click.echo)

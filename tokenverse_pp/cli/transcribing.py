@@ -82,7 +82,9 @@ def are_several(audio: Sequence[str]) -> bool:
     return len(audio) > 1 or any(os.path.isdir(name) or name.endswith(MANIFESTS) for name in audio)
 
 
-def sources(audio: Sequence[str], recursive: bool, raw_rate: Optional[int], mix: bool) -> Iterator[NamedRecording]:
+def sources(
+    audio: Sequence[str], recursive: bool, raw_rate: Optional[int], mix: bool = True
+) -> Iterator[NamedRecording]:
     """Yield the recordings in order, each opened when it is needed; a file that is named twice is yielded once.
 
     Args:

@@ -73,11 +73,9 @@ class GivenMel(nn.Module):
 
 
 def windowed_waves(window: Tensor, n_fft: int) -> Tensor:
-    """The discrete Fourier transform of windows as a matrix, (2 * bins, len(window)) float64: cosines, then sines.
+    """The Fourier transform of length ``n_fft`` of windows as a matrix (2 * bins, len(window)): cosines, then sines.
 
-    Args:
-        window: factors of the samples; at most ``n_fft`` values.
-        n_fft: length of the transform, which has n_fft // 2 + 1 bins.
+    It is float64. The bins are n_fft // 2 + 1, and the values of ``window`` at most ``n_fft``.
     """
     bins, places = torch.arange(n_fft // 2 + 1, dtype=torch.float64), torch.arange(len(window), dtype=torch.float64)
     angles = 2 * math.pi / n_fft * torch.outer(bins, places)
@@ -194,14 +192,10 @@ def log_mel_of(model: Transducer) -> Optional[LogMel]:
 
 
 def prepared(model: Transducer, log_mel: Optional[Callable[[LogMel], nn.Module]] = None) -> Transducer:
-    """Return a traceable copy with the same output, in eval mode on the CPU.
+    """Return a traceable copy with the same output, in eval mode on the CPU (raises UserError if there can be none).
 
     Args:
-        model: the model, in any mode and on any device.
         log_mel: makes what replaces each `LogMel`, such as `GivenMel`; None: it stays.
-
-    Raises:
-        UserError: for an encoder that cannot be exported.
     """
     model = copy.deepcopy(model).eval().cpu().float()
     model.requires_grad_(False)
@@ -498,11 +492,7 @@ def to_float16(path: Path) -> None:
 
 
 def describe(path: Path, values: Dict[str, Any]) -> None:
-    """Write values to the metadata of a graph, as JSON unless they are text, and check the graph.
-
-    Raises:
-        onnx.checker.ValidationError: if the ONNX is invalid, which is a bug.
-    """
+    """Write values to the metadata of a graph, as JSON unless they are text, and check the graph."""
     import onnx
 
     model = onnx.load(path, load_external_data=False)
