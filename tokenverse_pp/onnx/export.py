@@ -26,6 +26,7 @@ from tokenverse_pp.decoding.scorer import biased_joiner
 from tokenverse_pp.evaluation.report.tables import render
 from tokenverse_pp.models.bundle import ModelBundle
 from tokenverse_pp.models.predictor import LstmPredictor
+from tokenverse_pp.onnx import graphs
 from tokenverse_pp.onnx.folder import (
     AUDIO,
     DESCRIPTION,
@@ -39,22 +40,6 @@ from tokenverse_pp.onnx.folder import (
     TOKENIZER,
     WEIGHTS,
     Description,
-)
-from tokenverse_pp.onnx.graphs import (
-    RMS_TOLERANCES,
-    TOLERANCES,
-    GivenMel,
-    agreement,
-    describe,
-    log_mel_of,
-    prepared,
-    reduce_precision,
-    require_onnx,
-    share_weights,
-    torch_stream,
-    trace_chunks,
-    trace_encoder,
-    trace_search,
 )
 from tokenverse_pp.onnx.inputs import MAX_SAMPLES
 from tokenverse_pp.onnx.runtime import Exported, Runtime, StreamingRuntime
@@ -84,7 +69,7 @@ def export_onnx(loaded: ModelBundle, output: Path, options: Optional[ExportOptio
             then), the folder holds something else, or a package is missing.
     """
     options = options or ExportOptions()
-    require_onnx()
+    graphs.require_onnx()
     if options.chunks is not None and options.chunks.left_chunks < 0:
         raise UserError(f"--left-chunks={options.chunks.left_chunks}: a graph's caches cannot grow: expected 0 or more")
     loaded = with_biases(loaded, options)
@@ -123,24 +108,24 @@ def _write(loaded: ModelBundle, folder: Path, options: ExportOptions) -> Descrip
 
 def _write_runtime(loaded: ModelBundle, folder: Path, description: Description, options: ExportOptions) -> Description:
     """Write the files that `tokenverse_pp.runtime` reads, except the description."""
-    model = prepared(loaded.model, GivenMel if options.chunks is None else None)
+    model = graphs.prepared(loaded.model, graphs.GivenMel if options.chunks is None else None)
     encoders = [ENCODER]
     if options.chunks is None:
-        trace_encoder(model, description, folder, options.opset)
+        graphs.trace_encoder(model, description, folder, options.opset)
     else:
         encoders = [FIRST, ENCODER]
-        streaming = trace_chunks(model, options.chunks, description, folder, options.opset)
+        streaming = graphs.trace_chunks(model, options.chunks, description, folder, options.opset)
         description = replace(description, streaming=streaming, max_samples=None)
-    trace_search(model, description, folder, options.opset)
+    graphs.trace_search(model, description, folder, options.opset)
     for name in encoders:
-        reduce_precision(folder / name, options.precision)
+        graphs.reduce_precision(folder / name, options.precision)
     if options.chunks is not None:
-        share_weights(folder, encoders, WEIGHTS)
+        graphs.share_weights(folder, encoders, WEIGHTS)
     for name in (*encoders, PREDICTOR, JOINER):
         about = {key: value for key, value in description.as_dict().items() if key not in ("files", "check")}
-        describe(folder / name, {**about, "part": name.split(".")[0]})
+        graphs.describe(folder / name, {**about, "part": name.split(".")[0]})
     loaded.tokenizer.save(folder / TOKENIZER)
-    log_mel = log_mel_of(loaded.model)
+    log_mel = graphs.log_mel_of(loaded.model)
     if log_mel is not None:
         buffer = io.BytesIO()
         np.save(buffer, log_mel.filters.cpu().numpy())
@@ -154,7 +139,7 @@ def _write_runtime(loaded: ModelBundle, folder: Path, description: Description, 
 
 def _described(loaded: ModelBundle, options: ExportOptions) -> Description:
     """The description of a model, without ``files`` and ``check``."""
-    model, log_mel, predictor = loaded.model, log_mel_of(loaded.model), loaded.model.predictor
+    model, log_mel, predictor = loaded.model, graphs.log_mel_of(loaded.model), loaded.model.predictor
     backbone: Any = model.encoder.backbone
     lens = torch.arange(1, SAMPLE_RATE)
     config = model.config.vectors
@@ -221,10 +206,10 @@ def compare(loaded: ModelBundle, folder: Path, precision: str, chunks: Optional[
             tasks = _random_tasks(loaded, random)
             stream = streaming.open(tasks)
             found = [streaming.encode_chunk(stream, chunk) for chunk in audio]
-            pairs.append((found, torch_stream(loaded, chunks, audio, tasks)))
-    encoder = agreement("encoder", pairs, precision)
-    logits = agreement("logits", [_logits(loaded, runtime, random)], precision)
-    tolerance = {"max": TOLERANCES[precision], "rms": RMS_TOLERANCES[precision]}
+            pairs.append((found, graphs.torch_stream(loaded, chunks, audio, tasks)))
+    encoder = graphs.agreement("encoder", pairs, precision)
+    logits = graphs.agreement("logits", [_logits(loaded, runtime, random)], precision)
+    tolerance = {"max": graphs.TOLERANCES[precision], "rms": graphs.RMS_TOLERANCES[precision]}
     return {"precision": precision, "tolerance": tolerance, "encoder": encoder, "logits": logits}
 
 

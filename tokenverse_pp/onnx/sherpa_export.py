@@ -32,16 +32,8 @@ from tokenverse_pp.models.encoders.base import stacked_lens
 from tokenverse_pp.models.encoders.whisper import LogMel
 from tokenverse_pp.models.predictor import StatelessPredictor
 from tokenverse_pp.models.transducer import Transducer
+from tokenverse_pp.onnx import graphs
 from tokenverse_pp.onnx.folder import TOKENS, WEIGHTS, Description
-from tokenverse_pp.onnx.graphs import (
-    agreement,
-    describe,
-    prepared,
-    reduce_precision,
-    share_weights,
-    trace,
-    windowed_waves,
-)
 from tokenverse_pp.onnx.runtime import open_graph
 
 CTC_FRAME = 0.02  # seconds, fixed in sherpa-onnx
@@ -87,7 +79,7 @@ class ProductLogMel(nn.Module):
         super().__init__()
         self.hop, self.n_fft = log_mel.hop, log_mel.n_fft
         self.register_buffer("filters", log_mel.filters.clone())
-        self.register_buffer("waves", windowed_waves(log_mel.window, self.n_fft).float().unsqueeze(1))
+        self.register_buffer("waves", graphs.windowed_waves(log_mel.window, self.n_fft).float().unsqueeze(1))
 
     def frame_lens(self, lens: Tensor) -> Tensor:
         """Samples -> frames of 10 ms."""
@@ -193,15 +185,15 @@ def write_ctc(
     normalises = bool(getattr(loaded.model.encoder.backbone, "normalise", False))
     level, repeat = 1.0 if normalises else LEVEL, round(description.frame_shift / CTC_FRAME)
     for item in sets:
-        graph = CtcGraph(prepared(loaded.model, ProductLogMel), item, level, repeat)
-        axes = {"x": {1: "S"}, "logits": {1: "T"}}
-        trace(graph, folder / item.file, {"x": torch.randn(1, SAMPLE_RATE)}, ["logits"], options.opset, axes, rows="")
-        reduce_precision(folder / item.file, options.precision)
+        graph = CtcGraph(graphs.prepared(loaded.model, ProductLogMel), item, level, repeat)
+        example, axes = {"x": torch.randn(1, SAMPLE_RATE)}, {"x": {1: "S"}, "logits": {1: "T"}}
+        graphs.trace(graph, folder / item.file, example, ["logits"], options.opset, axes, rows="")
+        graphs.reduce_precision(folder / item.file, options.precision)
     if len(sets) > 1:
-        share_weights(folder, [item.file for item in sets], WEIGHTS)
+        graphs.share_weights(folder, [item.file for item in sets], WEIGHTS)
     errors = []
     for item in sets:
-        describe(folder / item.file, {"tokenverse_pp": description.tokenverse_pp, "tasks": list(item.tasks)})
+        graphs.describe(folder / item.file, {"tokenverse_pp": description.tokenverse_pp, "tasks": list(item.tasks)})
         errors.append(compare_ctc(folder / item.file, CtcGraph(loaded.model, item, level, repeat), options.precision))
     return errors
 
@@ -255,4 +247,4 @@ def compare_ctc(path: Path, reference: CtcGraph, precision: str) -> Dict[str, fl
         found.append(session.run(None, {"x": audio})[0][0])
         with torch.inference_mode():
             expected.append(reference(torch.from_numpy(audio))[0].numpy())
-    return agreement("logits", [(found, expected)], precision)
+    return graphs.agreement("logits", [(found, expected)], precision)
