@@ -148,15 +148,9 @@ def locate_encoder(name: str, folder: Path, given: Optional[PathLike] = None) ->
 
 
 def keep_encoder(name: str, folder: Path, target: Path) -> str:
-    """Return a permanent folder of an encoder: one in a model folder in the cache is copied to ``target``.
+    """Return a permanent folder of an encoder (`locate_encoder`): one in a model's ``folder`` in the cache is copied.
 
-    Args:
-        name: name of the encoder (`locate_encoder`).
-        folder: of the model.
-        target: folder of the copy; if it exists already, it is used.
-
-    Raises:
-        UserError: ``target`` cannot be written, or holds another encoder.
+    The copy is ``target``; if it exists already, it is used (raises UserError if it is another encoder's).
     """
     if folder not in Path(name).parents or cache_folder() / "objects" not in folder.parents:
         return name

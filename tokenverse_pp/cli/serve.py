@@ -149,16 +149,9 @@ def _models(given: Mapping[str, Any]) -> Tuple[Any, Any]:
 
 def _transcription(given: Mapping[str, Any], method: Any) -> TranscribeOptions:
     """The transcription options, with this search method (raises UserError)."""
-    names = ("hotword_score", "lm_scale", "lm_bonus", "blank_penalty", "token_bias", "beam")
-    scales = {name: given[name] for name in names}
-    return TranscribeOptions(
-        tasks_named(given["tasks"], "--tasks"),
-        names_of(given["language"]) or None,
-        given["hotwords"],
-        search=SearchOptions(method, **scales),
-        lm=given["lm"],
-        inactive=given["inactive"],
-    )
+    own = {"tasks": tasks_named(given["tasks"], "--tasks"), "language": names_of(given["language"]) or None}
+    search = chosen(SearchOptions, given, method=method, hotwords=None, lm=None)
+    return chosen(TranscribeOptions, given, **own, search=search, method=None, beam=None)
 
 
 def _search(given: Mapping[str, Any], has_language: bool) -> SearchOptions:
