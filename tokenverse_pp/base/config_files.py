@@ -278,9 +278,8 @@ def check_config(config: Config) -> Config:
             f"--training.average_last={config.training.average_last}: only the last "
             f"--training.keep_last={config.training.keep_last} checkpoints are there to average"
         )
-    for name in ("keep_best", "patience"):
-        if getattr(config.training, name) and not config.data.valid:
-            value = getattr(config.training, name)
+    for name, value in (("keep_best", config.training.keep_best), ("patience", config.training.patience)):
+        if value and not config.data.valid:
             raise UserError(f"--training.{name}={value}: needs --data.valid, to know the best by")
     check_data(config.data)
     if config.tasks.paired and config.data.max_cuts == 1:

@@ -15,6 +15,7 @@ from typing import Any, Dict, Literal, Optional, Sequence, Tuple, Union, get_arg
 
 from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.files import is_finite
 
 Method = Literal["greedy", "beam", "full_beam", "k2_fast_beam"]
 JoinerDtype = Literal["float32", "bfloat16", "float16"]
@@ -150,8 +151,7 @@ class SearchOptions:
     def _check_token_bias(self) -> None:
         for item in self.token_bias:
             token, number = _pair(item)
-            is_number = isinstance(number, (int, float)) and not isinstance(number, bool) and math.isfinite(number)
-            if not isinstance(token, str) or not is_number:
+            if not isinstance(token, str) or not is_finite(number):
                 raise UserError(f"search option 'token_bias': expected (token, finite number), got {item!r}")
         object.__setattr__(self, "token_bias", tuple((token, float(number)) for token, number in self.token_bias))
 
@@ -196,7 +196,7 @@ class SearchOptions:
 
 
 def _is_bonus(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
+    return is_finite(value) and value > 0
 
 
 def _pair(item: Any) -> Tuple[Any, Any]:

@@ -132,12 +132,7 @@ def normalised(audio: np.ndarray) -> np.ndarray:
 
 
 def write_sherpa(loaded: ModelBundle, folder: Path, description: Description, options: ExportOptions) -> Description:
-    """Write the files of an export for sherpa-onnx, except the README.
-
-    Args:
-        folder: an empty folder.
-        description: description of the model, without ``sherpa`` and ``check``.
-        options: export options; ``form`` is not None.
+    """Write the files of an export for sherpa-onnx, except the README, to an empty folder.
 
     Returns:
         The description, with ``sherpa`` and the comparison with torch.
@@ -149,11 +144,12 @@ def write_sherpa(loaded: ModelBundle, folder: Path, description: Description, op
     from tokenverse_pp.onnx.sherpa_prompt import prompt_sets, prompt_tokens, write_prompt
 
     predictor = loaded.model.predictor
-    if options.form != "ctc" and not isinstance(predictor, StatelessPredictor):
+    said = ""
+    if not isinstance(predictor, StatelessPredictor):
         said = "its predictor remembers more than the last few tokens, which a graph here cannot"
-        raise UserError(f"export for sherpa-onnx, form {options.form}: {said}")
-    if options.form != "ctc" and predictor.symbols_per_frame > 1:
+    elif predictor.symbols_per_frame > 1:
         said = "it writes several symbols a frame (model.symbols_per_frame), and a graph here one"
+    if said and options.form != "ctc":
         raise UserError(f"export for sherpa-onnx, form {options.form}: {said}")
     about: Dict[str, Any] = {"form": options.form}
     if options.chunks is None:

@@ -19,7 +19,7 @@ from tokenverse_pp.tasks.base import TaskSet
 
 
 def read_beside(hyps: PathLike) -> Tuple[List[Dict[str, Any]], Dict[str, Any]]:
-    """Read the failures, and options and speed, of the run that wrote ``hyps``; empty if these files are missing.
+    """Read failures, and options and speed, of the run that wrote ``hyps``, as far as there are files of them.
 
     Raises:
         UserError: naming a file that is not in the format of decode.py.
@@ -66,7 +66,7 @@ def write_report(
     """Write report.html.
 
     Args:
-        path: path of the page; links to audio are relative to its folder.
+        path: of the page; links to audio are relative to its folder.
         cuts: the references; only those with a hypothesis are shown.
         scores: of `scoring.score_hypotheses`, with ``speed`` and ``options`` if decode.py added them.
         tasks: the model's tasks; by default those found in the hypotheses.
