@@ -16,7 +16,7 @@ from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.options import SearchOptions
 from tokenverse_pp.decoding.long_form import decode_long
 from tokenverse_pp.decoding.recognizer import search
-from tokenverse_pp.onnx import export, graphs
+from tokenverse_pp.onnx import graphs
 from tokenverse_pp.onnx.export import ExportOptions, export_onnx, torch_frames
 from tokenverse_pp.onnx.folder import DESCRIPTION
 from tokenverse_pp.onnx.graphs import require_onnx
@@ -184,14 +184,14 @@ def test_description_is_in_the_folder_and_in_the_graphs(exported):
 def test_graphs_that_do_not_agree_leave_what_was_there(exported, tmp_path, monkeypatch):
     loaded, _ = exported("wav2vec2-group")
     with monkeypatch.context() as patch:
-        patch.setitem(export.RMS_TOLERANCES, "float32", 1e-12)
+        patch.setitem(graphs.RMS_TOLERANCES, "float32", 1e-12)
         with pytest.raises(UserError, match=r"differ by .* more than 1e-12: nothing was written"):
             export_onnx(loaded, tmp_path / "out")
     assert not list(tmp_path.iterdir())
     export_onnx(loaded, tmp_path / "out")
     before = (tmp_path / "out" / "export.json").read_text()
     with monkeypatch.context() as patch:
-        patch.setitem(export.TOLERANCES, "float32", 0.0)
+        patch.setitem(graphs.TOLERANCES, "float32", 0.0)
         with pytest.raises(UserError, match="differ"):
             export_onnx(loaded, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

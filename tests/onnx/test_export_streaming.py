@@ -17,7 +17,7 @@ from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.options import SearchOptions
 from tokenverse_pp.decoding.streaming.transcriber import StreamingOptions, StreamingTranscriber
-from tokenverse_pp.onnx.export import torch_stream
+from tokenverse_pp.onnx.graphs import torch_stream
 from tokenverse_pp.runtime import Runtime, StreamingRuntime
 
 CHUNKS = ChunkOptions(chunk_ms=320, left_chunks=2, sinks=3)

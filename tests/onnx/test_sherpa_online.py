@@ -11,7 +11,8 @@ from tiny_exports import build, follow_readme, tones
 from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.onnx import from_sherpa
-from tokenverse_pp.onnx.export import ExportOptions, export_onnx, torch_stream
+from tokenverse_pp.onnx.export import ExportOptions, export_onnx
+from tokenverse_pp.onnx.graphs import torch_stream
 from tokenverse_pp.onnx.runtime import open_graph
 
 sherpa_onnx = pytest.importorskip("sherpa_onnx")

@@ -19,6 +19,7 @@ from tokenverse_pp.base.files import cache_folder, check_links, replacing_folder
 from tokenverse_pp.base.options import SearchOptions
 from tokenverse_pp.base.storage import fetch_folder, list_folder
 from tokenverse_pp.decoding.hypothesis import CALIBRATION
+from tokenverse_pp.evaluation.report.tables import render
 from tokenverse_pp.models import checkpoint
 from tokenverse_pp.models.bundle import ModelBundle, find_model, own_encoder
 from tokenverse_pp.models.checkpoint import CHECKSUMS, CONFIG, TOKENIZER, WEIGHTS
@@ -138,20 +139,18 @@ def locate_encoder(name: str, folder: Path, given: Optional[PathLike] = None) ->
         if held is not None:
             return str(held)
     if Path(name).name == WHISPER_BASE and not (name == f"openai/{WHISPER_BASE}" and hub_reachable()):
-        return str(whisper_base())
+        try:
+            return str(convert_whisper_base(cache_folder() / WHISPER_BASE)[0])
+        except UserError as error:
+            where = "or say where it is: encoder (--encoder)"
+            raise UserError(f"the model's encoder, {WHISPER_BASE}: {error}; {where}") from None
     return name
 
 
 def keep_encoder(name: str, folder: Path, target: Path) -> str:
-    """Return a permanent folder of an encoder: one in a model folder in the cache is copied to ``target``.
+    """Return a permanent folder of an encoder (`locate_encoder`): one in a model's ``folder`` in the cache is copied.
 
-    Args:
-        name: name of the encoder (`locate_encoder`).
-        folder: of the model.
-        target: folder of the copy; if it exists already, it is used.
-
-    Raises:
-        UserError: ``target`` cannot be written, or holds another encoder.
+    The copy is ``target``; if it exists already, it is used (raises UserError if it is another encoder's).
     """
     if folder not in Path(name).parents or cache_folder() / "objects" not in folder.parents:
         return name
@@ -163,17 +162,6 @@ def keep_encoder(name: str, folder: Path, target: Path) -> str:
         with replacing_folder(target) as new:
             shutil.copytree(name, new)
     return str(target)
-
-
-def whisper_base() -> Path:
-    """Whisper-base's encoder in the cache, built if it is missing (raises UserError)."""
-    target = cache_folder() / WHISPER_BASE
-    try:
-        return convert_whisper_base(target)[0]
-    except UserError as error:
-        raise UserError(
-            f"the model's encoder, {WHISPER_BASE}: {error}; or say where it is: encoder (--encoder)"
-        ) from None
 
 
 OWN = {WEIGHTS, CONFIG, TOKENIZER, CHECKSUMS, CALIBRATION, CARD, ENCODER_FOLDER, ".gitattributes"}
@@ -318,33 +306,12 @@ def _config_text(config: Config, encoder: str, is_whole: bool) -> bytes:
 
 def model_card(loaded: ModelBundle, encoder: str, own_encoder: bool) -> str:
     """Return README.md of a model folder."""
-    languages = loaded.tasks.languages
-    size = sum(value.numel() for value in loaded.model.checkpoint_state().values())
-    where = "in `encoder/`" if own_encoder else f"`{encoder}`, which is not in this folder"
-    lines = [
-        "---",
-        "library_name: tokenverse_pp",
-        "pipeline_tag: automatic-speech-recognition",
+    card = render(
+        "api/model_card.md.j2",
+        loaded=loaded,
         # YAML reads Norwegian, no, as false, unless it is quoted.
-        *([yaml.safe_dump({"language": list(languages)}).rstrip()] if languages else []),
-        "---",
-        "",
-        "# A TokenVerse++ model",
-        "",
-        f"- tasks: {', '.join(loaded.tasks.names)}",
-        *([f"- languages: {', '.join(languages)}"] if languages else []),
-        f"- task tokens: {' '.join(f'`{symbol}`' for symbol in loaded.tasks.symbols) or 'none'}",
-        f"- {size / 1e6:.2f} M parameters, vocabulary of {loaded.tokenizer.vocab_size}",
-        f"- encoder: {where}",
-        "",
-        "What it was trained on and what it scores, its author has to say here.",
-        "",
-        "    from tokenverse_pp import TokenVerse",
-        "",
-        '    print(TokenVerse.from_pretrained("THIS FOLDER").transcribe("audio.wav").raw)',
-        "",
-        "Or `tokenverse-pp transcribe --model FOLDER audio.wav`. `config.yaml` says what it is made of,",
-        "`tokenizer.model` is SentencePiece's, `model.safetensors` holds the weights, `calibration.json` (if there)",
-        "maps confidences.",
-    ]
-    return "\n".join(lines) + "\n"
+        languages=yaml.safe_dump({"language": list(loaded.tasks.languages)}).rstrip(),
+        millions=sum(value.numel() for value in loaded.model.checkpoint_state().values()) / 1e6,
+        encoder="in `encoder/`" if own_encoder else f"`{encoder}`, which is not in this folder",
+    )
+    return f"{card}\n"

@@ -279,11 +279,7 @@ be reached (nor is a model of that name in its local cache)
         return target
 
     def push_to_hub(self, repository: str, include_encoder: bool = False, private: bool = False, **save: Any) -> str:
-        """Save the model to the Hugging Face hub (needs a login); returns its address.
-
-        Raises:
-            UserError: if the hub cannot be reached or refuses.
-        """
+        """Save the model to the Hugging Face hub, which needs a login; return its address (raises UserError)."""
         import tempfile
 
         import huggingface_hub

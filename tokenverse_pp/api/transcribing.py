@@ -9,14 +9,14 @@ import logging
 import os
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Union
 
 import torch
 from tqdm import tqdm
 
 from tokenverse_pp.base.engine import Compute, Parts, current_engine
 from tokenverse_pp.base.errors import UserError, printable
-from tokenverse_pp.base.options import DecodeOptions, Names, SearchOptions, TranscribeOptions, names_of, tasks_named
+from tokenverse_pp.base.options import DecodeOptions, SearchOptions, TranscribeOptions, names_of, tasks_named
 from tokenverse_pp.data.audio.inputs import Heard, Refused
 from tokenverse_pp.decoding.context_graph import read_hotwords
 from tokenverse_pp.decoding.recognizer import Recognizer, plan_batches, untold
@@ -47,7 +47,7 @@ def search_options(options: TranscribeOptions, has_language: bool) -> SearchOpti
     changes: Dict[str, Any] = {} if options.lm is None else {"lm": str(options.lm)}
     changes.update({name: x for name in ("method", "beam") if (x := getattr(options, name)) is not None})
     if options.language is not None:
-        languages = _tuple(options.language)
+        languages = names_of(options.language)
         if not languages:
             raise UserError("language: names no language; expected some, such as cs,nl")
         if not has_language:
@@ -59,11 +59,6 @@ def search_options(options: TranscribeOptions, has_language: bool) -> SearchOpti
             raise UserError(f"hotwords: {words}: no such file; expected a file of phrases, or a list: [{words!r}]")
         changes["hotwords"] = read_hotwords(words) if isinstance(words, (str, Path)) else tuple(words) or None
     return dataclasses.replace(search, **changes)
-
-
-def _tuple(names: Optional[Names]) -> Tuple[str, ...]:
-    """Names, or one text of them with commas, as on the command line."""
-    return names_of(names) if isinstance(names, str) else tuple(names or ())
 
 
 Item = Union[Heard, Refused]
@@ -148,10 +143,7 @@ def transcribe_by_cluster(
 ) -> Iterator[Result]:
     """Run `transcribe_in_order` on the workers of the current engine; its groups are their shards.
 
-    Args:
-        start: loads the model, and returns `group_line` of its recognizer.
-        items: as for `transcribe_in_order`.
-        uses_gpu: whether a worker can use a GPU.
+    ``start`` loads the model, and returns `group_line` of its recognizer.
     """
     # Without parts a key is only used in messages, and audio in memory need not be read for it.
     key: Callable[[List[Item]], str] = partial(group_digest, digest) if parts is not None else _named

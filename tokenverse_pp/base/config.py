@@ -89,11 +89,7 @@ class EncoderConfig:
     """Dropout after each module of a context layer."""
 
     def validate(self, num_layers: int) -> None:
-        """Check the values that do not depend on weights, given the pretrained encoder's number of layers.
-
-        Raises:
-            UserError: names the option and what was expected.
-        """
+        """Check the values, given the pretrained encoder's number of layers (raises UserError naming the option)."""
         if self.kind not in ("finetune", "frozen", "split"):
             raise UserError(f"encoder.kind: expected finetune, frozen or split, got {self.kind!r}")
         if self.stack not in (1, 2):
@@ -159,11 +155,7 @@ class SpecAugmentConfig:
 
 @dataclass(frozen=True)
 class ChunkOptions:
-    """How much audio an encoder sees at a time (XLSR-Transducer, arXiv 2407.04439).
-
-    Raises:
-        UserError: a value is out of range.
-    """
+    """How much audio an encoder sees at a time (arXiv 2407.04439). Raises UserError if a value is out of range."""
 
     chunk_ms: int = 640
     """Length of a chunk in milliseconds; 0: full context."""
@@ -196,6 +188,7 @@ class ChunkOptions:
 
 
 SAMPLE_RATE = 16000
+IN_CHUNKS = ("chunk_ms", "left_chunks", "sinks")  # the options of streams in `ChunkOptions`
 
 
 @dataclass

@@ -14,7 +14,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tupl
 
 import yaml
 
-from tokenverse_pp.base.config import Config, DataConfig, EncoderConfig, StreamingConfig, TasksConfig, VectorsConfig
+from tokenverse_pp.base.config import Config, DataConfig, EncoderConfig, ModelConfig, TasksConfig
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import write_text, yaml_of
 from tokenverse_pp.base.languages import canonical_tag, language_problem
@@ -278,11 +278,10 @@ def check_config(config: Config) -> Config:
             f"--training.average_last={config.training.average_last}: only the last "
             f"--training.keep_last={config.training.keep_last} checkpoints are there to average"
         )
-    for name in ("keep_best", "patience"):
-        if getattr(config.training, name) and not config.data.valid:
-            value = getattr(config.training, name)
+    for name, value in (("keep_best", config.training.keep_best), ("patience", config.training.patience)):
+        if value and not config.data.valid:
             raise UserError(f"--training.{name}={value}: needs --data.valid, to know the best by")
-    check_weights(config.data)
+    check_data(config.data)
     if config.tasks.paired and config.data.max_cuts == 1:
         raise UserError("--data.max_cuts=1: expected at least 2 with --tasks.paired=true, where each cut counts twice")
     check_freeze(config.training.freeze)
@@ -291,8 +290,7 @@ def check_config(config: Config) -> Config:
     if config.training.strategy == "fsdp" and config.model.encoder.checkpoint_layers == "auto":
         raise UserError("--model.encoder.checkpoint_layers=auto: expected a number with --training.strategy=fsdp")
     check_transducer(config)
-    check_vectors(config.model.vectors)
-    check_streaming(config.model.streaming)
+    check_model(config.model)
     check_settings(config.tasks)
     if "lid" in config.tasks.names and not config.tasks.languages:
         raise UserError("--tasks.languages: the task lid needs the languages, e.g. '[en, fr]'")
@@ -300,7 +298,6 @@ def check_config(config: Config) -> Config:
         raise UserError(
             "--data.stored_features=true needs --model.encoder.kind=frozen or split: only frozen features can be stored"
         )
-    check_augment(config.data)
     return config
 
 
@@ -320,8 +317,17 @@ def check_transducer(config: Config) -> None:
         )
 
 
-def check_augment(data: DataConfig) -> None:
-    """Check the options of data.augment, and that there is audio to change (raises UserError)."""
+def check_data(data: DataConfig) -> None:
+    """Check the weights, one per training file or none, and the options of data.augment (raises UserError)."""
+    if data.weights and len(data.weights) != len(data.train):
+        raise UserError(
+            f"--data.weights: expected one for each of the {len(data.train)} files, got {len(data.weights)}"
+        )
+    wrong = [weight for weight in data.weights if not (math.isfinite(weight) and weight > 0)]
+    if wrong:
+        raise UserError(f"--data.weights: expected positive numbers, got {wrong[0]:g}")
+    if data.epoch_cuts is not None and not data.weights:
+        raise UserError("--data.epoch_cuts: without --data.weights an epoch is every cut once")
     a = data.augment
     for speed in a.speed:
         if not 0.5 <= speed <= 2:
@@ -405,19 +411,6 @@ def check_settings(tasks: TasksConfig) -> None:
         raise UserError(f"--tasks.settings: task {unlisted[0]!r} is not among --tasks.names")
 
 
-def check_weights(data: DataConfig) -> None:
-    """Check that there is one positive weight per training file, or none at all (raises UserError)."""
-    if data.weights and len(data.weights) != len(data.train):
-        raise UserError(
-            f"--data.weights: expected one for each of the {len(data.train)} files, got {len(data.weights)}"
-        )
-    wrong = [weight for weight in data.weights if not (math.isfinite(weight) and weight > 0)]
-    if wrong:
-        raise UserError(f"--data.weights: expected positive numbers, got {wrong[0]:g}")
-    if data.epoch_cuts is not None and not data.weights:
-        raise UserError("--data.epoch_cuts: without --data.weights an epoch is every cut once")
-
-
 def check_freeze(stages: List[List[int]]) -> None:
     """Check that the stages of a freeze schedule are pairs whose steps rise from 0 (raises UserError)."""
     if any(len(stage) != 2 or stage[1] < -1 for stage in stages):
@@ -427,18 +420,15 @@ def check_freeze(stages: List[List[int]]) -> None:
         raise UserError(f"--training.freeze={stages}: expected steps that rise from 0")
 
 
-def check_vectors(vectors: VectorsConfig) -> None:
-    """Check the scale and code of the task vectors (raises UserError)."""
+def check_model(model: ModelConfig) -> None:
+    """Check scale and code of the task vectors, and the lists of chunk options to draw from (raises UserError)."""
+    vectors = model.vectors
     if not (math.isfinite(vectors.scale) and vectors.scale > 0):
         raise UserError(f"--model.vectors.scale={vectors.scale:g}: expected a number above 0")
     if vectors.code == "centred" and vectors.strategy != "sum":
         raise UserError(f"--model.vectors.code=centred: expected --model.vectors.strategy=sum, got {vectors.strategy}")
-
-
-def check_streaming(streaming: StreamingConfig) -> None:
-    """Check the lists of chunk options to draw from (raises UserError)."""
     for name, least in (("chunk_ms", 0), ("left_chunks", -1), ("sinks", 0)):
-        values = getattr(streaming, name)
+        values = getattr(model.streaming, name)
         if name != "chunk_ms" and not values:
             raise UserError(f"--model.streaming.{name}: expected at least one number")
         if any(value < least for value in values):

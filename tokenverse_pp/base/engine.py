@@ -202,11 +202,7 @@ class _Task:
 
 
 class RayEngine(ShardEngine):
-    """Computes shards by workers (actors) of a Ray cluster, which is joined or started at the first shard.
-
-    Raises:
-        UserError: if Ray is not installed.
-    """
+    """Computes shards by actors of a Ray cluster, joined or started at the first one (raises UserError without Ray)."""
 
     is_cluster = True
 
@@ -419,12 +415,19 @@ def _messages() -> Iterator[List[Tuple[int, str]]]:
     found: List[Tuple[int, str]] = []
     handler = logging.Handler()
     handler.emit = lambda record: found.append((record.levelno, record.getMessage()))  # type: ignore[method-assign]
+    with messages_to(handler):  # the command decides what it shows
+        yield found
+
+
+@contextlib.contextmanager
+def messages_to(handler: logging.Handler) -> Iterator[None]:
+    """Pass the package's log messages from level INFO on to a handler, within the block."""
     logger = logging.getLogger("tokenverse_pp")
     level = logger.level
     logger.addHandler(handler)
-    logger.setLevel(logging.INFO)  # the command decides what it shows
+    logger.setLevel(logging.INFO)
     try:
-        yield found
+        yield
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)

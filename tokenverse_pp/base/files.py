@@ -124,11 +124,7 @@ def claimed(path: PathLike) -> IO[bytes]:
 
 
 def temporary_folder(path: PathLike) -> Path:
-    """Create an empty folder beside ``path``, on the same disk, from which finished files can be renamed to it.
-
-    Raises:
-        UserError: it cannot be created.
-    """
+    """Create an empty folder beside ``path``, so that finished files can be renamed to it (raises UserError)."""
     target = Path(path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

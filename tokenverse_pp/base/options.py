@@ -15,6 +15,7 @@ from typing import Any, Dict, Literal, Optional, Sequence, Tuple, Union, get_arg
 
 from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.files import is_finite
 
 Method = Literal["greedy", "beam", "full_beam", "k2_fast_beam"]
 JoinerDtype = Literal["float32", "bfloat16", "float16"]
@@ -32,13 +33,15 @@ SherpaForm = Literal["ctc", "online", "prompt"]
 Inactive = Literal["suppress", "strip"]
 
 
-def names_of(text: Optional[str]) -> Tuple[str, ...]:
-    """The names in a text with commas.
+def names_of(names: Optional[Names]) -> Tuple[str, ...]:
+    """The names in a list, or in a text with commas.
 
     >>> names_of("asr, lid,"), names_of(None)
     (('asr', 'lid'), ())
     """
-    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
+    if isinstance(names, str):
+        names = [name.strip() for name in names.split(",") if name.strip()]
+    return tuple(names or ())
 
 
 def tasks_named(tasks: Optional[Names], where: str) -> Optional[Tuple[str, ...]]:
@@ -49,7 +52,7 @@ def tasks_named(tasks: Optional[Names], where: str) -> Optional[Tuple[str, ...]]
     """
     if tasks is None:
         return None
-    names = names_of(tasks) if isinstance(tasks, str) else tuple(tasks)
+    names = names_of(tasks)
     if not names:
         raise UserError(f"{where}: names no task; expected some, such as asr,lid, or asr alone")
     return names
@@ -148,8 +151,7 @@ class SearchOptions:
     def _check_token_bias(self) -> None:
         for item in self.token_bias:
             token, number = _pair(item)
-            is_number = isinstance(number, (int, float)) and not isinstance(number, bool) and math.isfinite(number)
-            if not isinstance(token, str) or not is_number:
+            if not isinstance(token, str) or not is_finite(number):
                 raise UserError(f"search option 'token_bias': expected (token, finite number), got {item!r}")
         object.__setattr__(self, "token_bias", tuple((token, float(number)) for token, number in self.token_bias))
 
@@ -194,7 +196,7 @@ class SearchOptions:
 
 
 def _is_bonus(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
+    return is_finite(value) and value > 0
 
 
 def _pair(item: Any) -> Tuple[Any, Any]:

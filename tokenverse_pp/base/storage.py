@@ -255,10 +255,9 @@ def _patiently(url: str, action: Callable[[Any, str], T], missing: Any = MISSING
                 return missing
             raise UserError(f"{url}: no such file, folder or bucket") from None
         except Exception as error:  # libraries raise their own errors, and those of the HTTP client they use
-            is_full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+            is_full, reason = isinstance(error, OSError) and error.errno == errno.ENOSPC, one_line(error)
             if is_full or isinstance(error, FINAL) or type(error).__name__ in FINAL_NAMES:
-                raise UserError(f"{url}: {one_line(error) or type(error).__name__}") from None
-            reason = one_line(error) or type(error).__name__
+                raise UserError(f"{url}: {reason}") from None
             if number == TRIES:
                 raise UserError(f"{url}: failed {TRIES} times, at last: {reason}") from None
             LOG.debug("%s: try %d: %s", url, number, reason)

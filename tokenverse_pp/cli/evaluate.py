@@ -9,19 +9,21 @@ from typing import Any, Dict, List, Optional, Tuple
 import click
 
 from tokenverse_pp.base.options import PageOptions
-from tokenverse_pp.cli.options import model_option, options_from, plugin_option, plugin_options, source_options
+from tokenverse_pp.cli.options import (
+    FILE,
+    PATH,
+    model_option,
+    options_from,
+    plugin_option,
+    plugin_options,
+    source_options,
+)
 
 
 @click.command()
-@click.option(
-    "--hyps", "--hyp", "hyps", required=True, type=click.Path(dir_okay=False), help="File of hypotheses (hyps.jsonl)."
-)
-@click.option(
-    "--cuts", "--ref", "cuts", required=True, type=click.Path(dir_okay=False), help="Cut manifest with labels."
-)
-@click.option(
-    "--output", type=click.Path(dir_okay=False), help="Also write the scores as JSON; an existing file is replaced."
-)
+@click.option("--hyps", "--hyp", "hyps", required=True, type=FILE, help="File of hypotheses (hyps.jsonl).")
+@click.option("--cuts", "--ref", "cuts", required=True, type=FILE, help="Cut manifest with labels.")
+@click.option("--output", type=FILE, help="Also write the scores as JSON; an existing file is replaced.")
 @plugin_option
 def score(hyps: str, cuts: str, output: Optional[str]) -> None:
     """Score hypotheses, each task over the cuts that are labelled for it; print a table.
@@ -47,12 +49,12 @@ def score(hyps: str, cuts: str, output: Optional[str]) -> None:
 
 
 @click.command()
-@click.argument("first", type=click.Path(dir_okay=False), metavar="A")
-@click.argument("second", type=click.Path(dir_okay=False), metavar="B")
-@click.option("--cuts", required=True, type=click.Path(dir_okay=False), help="Cut manifest with the labels.")
+@click.argument("first", type=FILE, metavar="A")
+@click.argument("second", type=FILE, metavar="B")
+@click.option("--cuts", required=True, type=FILE, help="Cut manifest with the labels.")
 @click.option("--by-corpus", is_flag=True, help="Also compare each corpus (custom field corpus of the cuts).")
 @click.option("--resamples", type=click.IntRange(100), default=10_000, show_default=True, help="Number of draws.")
-@click.option("--output", type=click.Path(dir_okay=False), help="Also write JSON; an existing file is replaced.")
+@click.option("--output", type=FILE, help="Also write JSON; an existing file is replaced.")
 @plugin_option
 def compare(first: str, second: str, cuts: str, by_corpus: bool, resamples: int, output: Optional[str]) -> None:
     """Compare the decodings A and B (hyps.jsonl) of the same cuts.
@@ -72,6 +74,7 @@ def compare(first: str, second: str, cuts: str, by_corpus: bool, resamples: int,
     from tokenverse_pp.data.labels import validate_cuts
     from tokenverse_pp.data.manifests import read_cuts
     from tokenverse_pp.evaluation.comparison import compare_decodings, count_utterances, tasks_in_common
+    from tokenverse_pp.evaluation.scoring import percent
 
     validate_cuts(cuts, unlabelled=True)
     read = list(read_cuts(cuts))
@@ -97,29 +100,21 @@ def compare(first: str, second: str, cuts: str, by_corpus: bool, resamples: int,
     rows = [["metric", "cuts of", "A %", "95%", "B %", "95%", "A - B", "95%", "cuts"]]
     for name, metrics in found.items():
         for metric, c in metrics.items():
-            scores = [_percent(c.a), _range(c.a_interval), _percent(c.b), _range(c.b_interval)]
-            rows.append([metric, name, *scores, _percent(c.difference), _range(c.interval), str(c.utterances)])
+            cells = [metric, name]
+            for score, interval in ((c.a, c.a_interval), (c.b, c.b_interval), (c.difference, c.interval)):
+                cells += [percent(score), " .. ".join(map(percent, interval))]
+            rows.append([*cells, str(c.utterances)])
     click.echo(aligned(rows, left=2))
     if output:
         write_json(output, {name: {m: c.as_dict() for m, c in metrics.items()} for name, metrics in found.items()})
 
 
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f}"
-
-
-def _range(interval: tuple[float, float]) -> str:
-    return " .. ".join(map(_percent, interval))
-
-
 @click.command()
 @model_option
-@click.option("--hyps", required=True, type=click.Path(path_type=Path), help="The model's hypotheses of --cuts.")
-@click.option("--cuts", required=True, type=click.Path(path_type=Path), help="Labelled cuts: a dev set.")
-@click.option(
-    "--output", type=click.Path(path_type=Path), help="File to write. [default: calibration.json in the model's folder]"
-)
-@click.option("--test", nargs=2, type=click.Path(path_type=Path), metavar="HYPS CUTS", help="Also measure on these.")
+@click.option("--hyps", required=True, type=PATH, help="The model's hypotheses of --cuts.")
+@click.option("--cuts", required=True, type=PATH, help="Labelled cuts: a dev set.")
+@click.option("--output", type=PATH, help="File to write. [default: calibration.json in the model's folder]")
+@click.option("--test", nargs=2, type=PATH, metavar="HYPS CUTS", help="Also measure on these.")
 @plugin_options
 def calibrate(
     model: str, hyps: Path, cuts: Path, output: Optional[Path], test: Optional[Tuple[Path, Path]], trust_plugins: bool
@@ -181,14 +176,9 @@ def table(effect: Dict[str, Dict[str, Any]]) -> str:
 
 
 @click.command("report")
-@click.option("--hyps", required=True, type=click.Path(dir_okay=False), help="File of hypotheses (hyps.jsonl).")
-@click.option("--cuts", required=True, type=click.Path(dir_okay=False), help="Cut manifest with the labels.")
-@click.option(
-    "--output",
-    required=True,
-    type=click.Path(dir_okay=False),
-    help="HTML file to write; an existing file is replaced.",
-)
+@click.option("--hyps", required=True, type=FILE, help="File of hypotheses (hyps.jsonl).")
+@click.option("--cuts", required=True, type=FILE, help="Cut manifest with the labels.")
+@click.option("--output", required=True, type=FILE, help="HTML file to write; an existing file is replaced.")
 @options_from(PageOptions, utterances={"type": click.IntRange(min=0)})
 @plugin_option
 @source_options

@@ -11,6 +11,7 @@ from typing import Any, Dict, Iterator, List, Optional
 
 import click
 
+from tokenverse_pp.base.engine import messages_to
 from tokenverse_pp.base.errors import UserError, printable
 
 EXIT_CODE = 2
@@ -33,7 +34,7 @@ class Group(click.Group):
     """A group whose commands report user errors in one line on stderr, with exit code 2.
 
     Args:
-        lazy: command name -> ``module:attribute``, imported when the command is used.
+        lazy: command name -> file of this folder that holds it, imported when the command is used.
     """
 
     def __init__(self, *args: Any, lazy: Optional[Dict[str, str]] = None, **kwargs: Any):
@@ -47,8 +48,8 @@ class Group(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> Optional[click.Command]:
         """A command by name, imported if necessary."""
         if cmd_name in self.lazy:
-            module, attribute = self.lazy[cmd_name].split(":")
-            return getattr(importlib.import_module(module), attribute)
+            found = vars(importlib.import_module(f"tokenverse_pp.cli.{self.lazy[cmd_name]}")).values()
+            return next(each for each in found if isinstance(each, click.Command) and each.name == cmd_name)
         return super().get_command(ctx, cmd_name)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -73,20 +74,6 @@ class MessageHandler(logging.Handler):
         tqdm.write(printable(record.getMessage()), file=sys.stderr)
 
 
-@contextlib.contextmanager
-def messages_on_stderr() -> Iterator[None]:
-    """Show the package's log messages from level INFO on; `quieten` leaves warnings only."""
-    logger, handler = logging.getLogger("tokenverse_pp"), MessageHandler()
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
-
-
 def quieten() -> None:
     """Show warnings only; for all processes of a run except the first."""
     logging.getLogger("tokenverse_pp").setLevel(logging.WARNING)
@@ -96,7 +83,7 @@ def quieten() -> None:
 def report_errors() -> Iterator[None]:
     """Report user errors in one line with exit code 2, and Ctrl-C with exit code 130; show log messages."""
     try:
-        with messages_on_stderr():
+        with messages_to(MessageHandler()):
             yield
     except (UserError, OSError, UnicodeEncodeError) as error:
         line = error_line(error)

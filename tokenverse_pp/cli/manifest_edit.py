@@ -17,6 +17,8 @@ from tokenverse_pp.base.files import aligned, write_text
 from tokenverse_pp.base.options import names_of, tasks_named
 from tokenverse_pp.cli.manifest_prepare import window_options
 from tokenverse_pp.cli.options import (
+    FILE,
+    PATH,
     NamedNumber,
     chosen,
     engine_options,
@@ -25,7 +27,6 @@ from tokenverse_pp.cli.options import (
     refuse_existing,
 )
 from tokenverse_pp.data.editing import mix as mixing
-from tokenverse_pp.data.editing.conversations import ConversationOptions
 from tokenverse_pp.data.editing.entity_finders import SpacyEntities, read_gazetteer
 from tokenverse_pp.data.editing.label import (
     EntityFinder,
@@ -42,8 +43,8 @@ from tokenverse_pp.data.normalise import NORMALISERS
 
 
 @click.command()
-@click.argument("cuts", type=click.Path(dir_okay=False))
-@click.argument("output", type=click.Path(dir_okay=False))
+@click.argument("cuts", type=FILE)
+@click.argument("output", type=FILE)
 @options_from(
     LabelChange,
     *("add", "drop", "only", "language"),
@@ -52,7 +53,7 @@ from tokenverse_pp.data.normalise import NORMALISERS
 @click.option("--spacy", "pipeline", help="Label entities with this spaCy pipeline: an installed name, or a folder.")
 @click.option(
     "--gazetteer",
-    type=click.Path(dir_okay=False),
+    type=FILE,
     help="Label entities with a file of lines 'phrase TAB type [TAB confidence]': longest match, whole words.",
 )
 @click.option("--match-case", is_flag=True, help="With --gazetteer: match case.")
@@ -140,8 +141,8 @@ def _same_finder(change: LabelChange, found: Tuple[Any, ...], run: str) -> Optio
 
 
 @click.command()
-@click.argument("cuts", nargs=-1, required=True, type=click.Path(dir_okay=False))
-@click.argument("output", type=click.Path(dir_okay=False))
+@click.argument("cuts", nargs=-1, required=True, type=FILE)
+@click.argument("output", type=FILE)
 @click.option("--weights", help="Relative numbers of cuts to draw from each manifest, e.g. 2,1,1.")
 @click.option(
     "--by",
@@ -206,8 +207,8 @@ def mix(
 
 
 @click.command()
-@click.argument("cuts", type=click.Path(dir_okay=False))
-@click.argument("output", type=click.Path(dir_okay=False))
+@click.argument("cuts", type=FILE)
+@click.argument("output", type=FILE)
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the order.")
 @overwrite_option
 def shuffle(cuts: str, output: str, seed: int, overwrite: bool) -> None:
@@ -240,7 +241,7 @@ def _numbers(text: str, expected: int) -> List[float]:
 
 
 @click.command()
-@click.argument("cuts", type=click.Path(dir_okay=False))
+@click.argument("cuts", type=FILE)
 @click.argument("output_dir", type=click.Path(file_okay=False, path_type=Path))
 @click.option(
     "--shares",
@@ -303,8 +304,8 @@ def parse_shares(text: str) -> Dict[str, float]:
 
 
 @click.command()
-@click.argument("source", metavar="CUTS", type=click.Path(dir_okay=False))
-@click.argument("output", type=click.Path(dir_okay=False))
+@click.argument("source", metavar="CUTS", type=FILE)
+@click.argument("output", type=FILE)
 @options_from(
     Wanted,
     *("cuts", "hours", "at_random", "seed", "languages", "corpora", "tasks", "without_tasks", "ids", "keep_labels"),
@@ -315,7 +316,7 @@ def parse_shares(text: str) -> Dict[str, float]:
     corpora={"option": "--corpus"},
     tasks={"option": "--task"},
     without_tasks={"option": "--without-task"},
-    ids={"type": click.Path(dir_okay=False)},
+    ids={"type": FILE},
     keep_labels={"type": NamedNumber("TASK=SHARE", "ner=0.25"), "multiple": True},
 )
 @overwrite_option
@@ -344,11 +345,11 @@ def subset(source: str, output: str, overwrite: bool, **given: Any) -> None:
 
 
 @click.command()
-@click.argument("turns", type=click.Path(path_type=Path))
-@click.argument("output", type=click.Path(path_type=Path))
+@click.argument("turns", type=PATH)
+@click.argument("output", type=PATH)
 @click.option(
     "--recordings",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="RecordingSet of TURNS, if TURNS is a lhotse SupervisionSet. [default: TURNS is a CutSet]",
 )
 @click.option(
@@ -367,16 +368,7 @@ def subset(source: str, output: str, overwrite: bool, **given: Any) -> None:
 )
 @overwrite_option
 @window_options
-def conversations(
-    turns: Path,
-    output: Path,
-    overwrite: bool,
-    recordings: Optional[Path],
-    tasks: str,
-    language: Optional[str],
-    normaliser: str,
-    options: ConversationOptions,
-) -> None:
+def conversations(turns: Path, output: Path, overwrite: bool, tasks: str, **given: Any) -> None:
     """Join turns of long recordings into cuts of several turns, with real speaker changes and endpoints, in OUTPUT.
 
     TURNS: cuts that hold a recording's turns, all in one cut or one cut each (grouped by recording), or supervisions
@@ -387,13 +379,4 @@ def conversations(
     from tokenverse_pp.data.editing.conversations import write_conversations
 
     refuse_existing([output], overwrite)
-    write_conversations(
-        turns,
-        output,
-        recordings,
-        tasks_named(tasks, "--tasks") or (),
-        options,
-        normaliser,
-        language,
-        say=click.echo,
-    )
+    write_conversations(turns, output, tasks=tasks_named(tasks, "--tasks") or (), **given, say=click.echo)

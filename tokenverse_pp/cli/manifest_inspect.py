@@ -13,17 +13,19 @@ from lhotse import CutSet
 from tqdm import tqdm
 
 from tokenverse_pp.base.config import ChunkOptions
-from tokenverse_pp.base.config_files import parse_config
 from tokenverse_pp.base.engine import Parts, current_engine
 from tokenverse_pp.base.errors import UserError, printable
 from tokenverse_pp.base.files import url_of, write_json
 from tokenverse_pp.base.options import tasks_named
 from tokenverse_pp.cli.groups import EXIT_CODE
 from tokenverse_pp.cli.options import (
+    FILE,
+    PATH,
     engine_options,
     jobs_option,
     options_from,
     overwrite_option,
+    read_config,
     refuse_existing,
     source_options,
     threads_option,
@@ -72,14 +74,8 @@ def validate(cuts: Tuple[str, ...], audio: bool, list_all: bool, first: Optional
 
 @click.command()
 @click.argument("cuts", nargs=-1, required=True, type=click.Path())
-@click.option(
-    "--json", "json_path", type=click.Path(dir_okay=False), help="Write the counts to this file, which is replaced."
-)
-@click.option(
-    "--plot",
-    type=click.Path(dir_okay=False),
-    help="Draw hours by task and language to this file (.png), which is replaced.",
-)
+@click.option("--json", "json_path", type=FILE, help="Write the counts to this file, which is replaced.")
+@click.option("--plot", type=FILE, help="Draw hours by task and language to this file (.png), which is replaced.")
 def stats(cuts: Tuple[str, ...], json_path: Optional[str], plot: Optional[str]) -> None:
     """Count hours, turns, words and task tokens of CUTS, by task and language, labelled and not labelled.
 
@@ -127,8 +123,8 @@ def index(cuts: Tuple[str, ...]) -> None:
 
 
 @click.command("to-shar")
-@click.argument("cuts", type=click.Path(dir_okay=False))
-@click.argument("output_dir", type=click.Path(path_type=Path))
+@click.argument("cuts", type=FILE)
+@click.argument("output_dir", type=PATH)
 @click.option("--shard-size", type=click.IntRange(min=1), default=1000, show_default=True, help="Cuts in a shard.")
 @click.option(
     "--audio",
@@ -157,19 +153,17 @@ def to_shar(cuts: str, output_dir: Path, shard_size: int, audio: str, jobs: int)
 
 
 @click.command("store-features")
-@click.argument("cuts", type=click.Path(path_type=Path))
-@click.argument("output", type=click.Path(path_type=Path))
+@click.argument("cuts", type=PATH)
+@click.argument("output", type=PATH)
 @click.option(
     "--config",
     "config_files",
     required=True,
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Training configuration with the model.encoder (kind: frozen or split); later files override.",
 )
-@click.option(
-    "--storage-dir", type=click.Path(path_type=Path), help="Folder of the arrays. [default: OUTPUT's name + .features]"
-)
+@click.option("--storage-dir", type=PATH, help="Folder of the arrays. [default: OUTPUT's name + .features]")
 @click.option(
     "--speed",
     "speeds",
@@ -232,7 +226,7 @@ def store_features(
         raise UserError("--storage-dir: expected a local folder for the arrays, also if OUTPUT is a URL")
     refuse_existing([output], overwrite)
     chosen = load_cuts([str(cuts)], "CUTS")
-    config = parse_config([word for path in config_files for word in ("--config", str(path))]).model.encoder
+    config = read_config(config_files, ()).model.encoder
     config.name = locate_encoder(config.name, Path())
     encoder = build_encoder(config).eval()
     click.echo(set_threads(threads, encoder), err=True)

@@ -7,13 +7,14 @@ one `Preparation`. The help ends with what a rerun does, which is the same for a
 from __future__ import annotations
 
 import functools
+import importlib
 from pathlib import Path
 from typing import Any, Callable
 
 import click
 
 from tokenverse_pp.cli.manifest_import import pairs
-from tokenverse_pp.cli.options import engine_options, jobs_option, options_from, together
+from tokenverse_pp.cli.options import PATH, engine_options, jobs_option, options_from, together
 from tokenverse_pp.data.corpora import LICENCES
 from tokenverse_pp.data.corpora.common import Preparation
 from tokenverse_pp.data.editing.conversations import ConversationOptions
@@ -58,10 +59,7 @@ written_option = click.option(
     help="Also label punct (punctuation and case), if the written text has the same words as the plain text.",
 )
 languages_option = click.option(
-    "--language",
-    "languages",
-    multiple=True,
-    help="A language folder of the corpus; may be given again. [default: all]",
+    "--language", "languages", multiple=True, help="A language folder of the corpus; may be given again. [default: all]"
 )
 # Options of corpora of telephone calls.
 call_options = together(
@@ -78,9 +76,7 @@ call_options = together(
         help="The two sides of a call as one channel (their mean), or each by itself (then not labelled for scd).",
     ),
     click.option(
-        "--names",
-        is_flag=True,
-        help="Also label ner: the proper names that the transcribers marked (&Bob), type NAME.",
+        "--names", is_flag=True, help="Also label ner: the proper names that the transcribers marked (&Bob), type NAME."
     ),
 )
 
@@ -91,6 +87,20 @@ def corpus_command(name: str) -> Callable[[Callable[..., Any]], click.Command]:
     def made(command: Callable[..., Any]) -> click.Command:
         command.__doc__ = f"{(command.__doc__ or '').rstrip()}\n\n    {RERUN}\n\n    Licence: {LICENCES[name]}.\n    "
         return click.command(name)(command)
+
+    return made
+
+
+def calls(function: str) -> Callable[[Callable[[], None]], Callable[..., Any]]:
+    """Make a function of `tokenverse_pp.data.corpora`, MODULE.NAME, the body of a command, which has only its help."""
+
+    def made(command: Callable[[], None]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def called(*arguments: Any, **given: Any) -> Any:
+            module, name = function.split(".")
+            return getattr(importlib.import_module(f"tokenverse_pp.data.corpora.{module}"), name)(*arguments, **given)
+
+        return called
 
     return made
 
@@ -126,22 +136,16 @@ def window_options(command: Callable[..., Any]) -> Callable[..., Any]:
     show_default=True,
     help="AMI's own splits into train, dev and test.",
 )
-@click.option(
-    "--annotations",
-    type=click.Path(path_type=Path),
-    help="Folder or zip of the annotations, where they are not in CORPUS_DIR.",
-)
+@click.option("--annotations", type=PATH, help="Folder or zip of the annotations, where they are not in CORPUS_DIR.")
 @window_options
-def ami(run: Preparation, **given: Any) -> None:
+@calls("conversations.prepare_ami")
+def ami() -> None:
     """AMI meetings: asr, scd, endp and lid, windows of several turns.
 
     CORPUS_DIR holds <meeting>/audio/*.wav at any depth and ami_public_manual_1.6.2 (folder or zip). Writes
     OUT/cuts_{train,dev,test}.jsonl.gz. Turns are those of lhotse: a sentence, or a segment without a full stop. A turn
     ends in a semantic endpoint if the annotators wrote . ? or !.
     """
-    from tokenverse_pp.data.corpora.conversations import prepare_ami
-
-    prepare_ami(run, **given)
 
 
 @corpus_command("callhome-english")
@@ -149,7 +153,8 @@ def ami(run: Preparation, **given: Any) -> None:
 @written_option
 @call_options
 @window_options
-def callhome_english(run: Preparation, **given: Any) -> None:
+@calls("telephone.prepare_callhome_english")
+def callhome_english() -> None:
     """CALLHOME American English: asr, scd, endp and lid, telephone calls within families.
 
     CORPUS_DIR holds LDC97S42 (speech) and LDC97T14 (transcripts), as their archives unpack, or is LDC97S42 and
@@ -158,16 +163,14 @@ def callhome_english(run: Preparation, **given: Any) -> None:
     Writes OUT/cuts_{train,dev,test}.jsonl.gz. A window holds both sides of the call, and never a turn with unknown
     words ((( )), speech in another language).
     """
-    from tokenverse_pp.data.corpora.telephone import prepare_callhome_english
-
-    prepare_callhome_english(run, **given)
 
 
 @corpus_command("commonvoice")
 @common
 @written_option
 @languages_option
-def commonvoice(run: Preparation, **given: Any) -> None:
+@calls("read_speech.prepare_commonvoice")
+def commonvoice() -> None:
     """Common Voice: asr and lid, sentences read by volunteers.
 
     CORPUS_DIR is an unpacked release, cv-corpus-<version>, with <locale>/{train,dev,test}.tsv and <locale>/clips.
@@ -175,16 +178,14 @@ def commonvoice(run: Preparation, **given: Any) -> None:
     110 MB per hour; clips from an earlier run are kept). Locales become language codes: sv-SE is sv,
     zh-CN and zh-TW are zh, zh-HK is yue.
     """
-    from tokenverse_pp.data.corpora.read_speech import prepare_commonvoice
-
-    prepare_commonvoice(run, **given)
 
 
 @corpus_command("earnings22")
 @common
 @written_option
 @window_options
-def earnings22(run: Preparation, **given: Any) -> None:
+@calls("earnings22.prepare_earnings22")
+def earnings22() -> None:
     """Earnings-22: asr, scd, endp and lid, earnings calls in English from all over the world, a test set only.
 
     CORPUS_DIR is earnings22 of github.com/revdotcom/speech-datasets with its audio (git lfs pull): media/*.mp3 and
@@ -192,9 +193,6 @@ def earnings22(run: Preparation, **given: Any) -> None:
     as 16 kHz FLAC in OUT/audio. Writes OUT/cuts_test.jsonl.gz, windows of several turns; a turn is a sentence. No
     window holds a sentence with a word that the aligner did not find, so 63 of the 119 hours are left.
     """
-    from tokenverse_pp.data.corpora.earnings22 import prepare_earnings22
-
-    prepare_earnings22(run, **given)
 
 
 @corpus_command("eval2000")
@@ -202,23 +200,22 @@ def earnings22(run: Preparation, **given: Any) -> None:
 @written_option
 @call_options
 @window_options
-def eval2000(run: Preparation, **given: Any) -> None:
+@calls("telephone.prepare_eval2000")
+def eval2000() -> None:
     """Hub5 2000 evaluation: asr, scd, endp and lid, 40 telephone calls, a test set only.
 
     CORPUS_DIR holds LDC2002S09/hub5e_00/english and LDC2002T43/[2000_hub5_eng_eval_tr/]reference/english. Calls are
     written as 16 kHz FLAC in OUT/audio; compressed SPHERE files need sph2pipe for that (lhotse install-sph2pipe).
     Writes OUT/cuts_test.jsonl.gz.
     """
-    from tokenverse_pp.data.corpora.telephone import prepare_eval2000
-
-    prepare_eval2000(run, **given)
 
 
 @corpus_command("fleurs")
 @common
 @written_option
 @languages_option
-def fleurs(run: Preparation, **given: Any) -> None:
+@calls("read_speech.prepare_fleurs")
+def fleurs() -> None:
     """FLEURS: asr and lid, sentences of Wikipedia read in 102 languages.
 
     CORPUS_DIR is a copy of google/fleurs from the hub, [data/]<locale>/<split>.tsv and audio/<split>.tar.gz (packed, or
@@ -226,22 +223,16 @@ def fleurs(run: Preparation, **given: Any) -> None:
     OUT/cuts_<split>_<code>.jsonl.gz, one cut per reading. Archives are unpacked into OUT/audio. The id of a cut is
     <locale>-<clip>, such as fr_fr-10004088536354799741.
     """
-    from tokenverse_pp.data.corpora.read_speech import prepare_fleurs
-
-    prepare_fleurs(run, **given)
 
 
 @corpus_command("huggingface")
-@click.argument("corpus_dir", metavar="DATASET", type=click.Path(path_type=Path))
+@click.argument("corpus_dir", metavar="DATASET", type=PATH)
 @common_options
 @as_preparation
 @written_option
 @click.option("--config", help="Configuration, where there are several.")
 @click.option(
-    "--split",
-    "splits",
-    multiple=True,
-    help="A split; give it several times. No others are downloaded. [default: all]",
+    "--split", "splits", multiple=True, help="A split; give it several times. No others are downloaded. [default: all]"
 )
 @click.option("--column", "columns", multiple=True, metavar="FIELD=COLUMN", help="Which column holds a field.")
 @click.option("--set", "constants", multiple=True, metavar="FIELD=VALUE", help="A field of rows that lack it.")
@@ -272,29 +263,25 @@ def huggingface(run: Preparation, **given: Any) -> None:
 
 @corpus_command("librispeech")
 @common
-def librispeech(run: Preparation, **given: Any) -> None:
+@calls("read_speech.prepare_librispeech")
+def librispeech() -> None:
     """LibriSpeech or Mini LibriSpeech: asr and lid, English read books.
 
     CORPUS_DIR is the unpacked folder LibriSpeech: <part>/<speaker>/<chapter>/. Every part that is found is prepared:
     OUT/cuts_train_clean_100.jsonl.gz, OUT/cuts_dev_other.jsonl.gz and so on, one cut per utterance.
     """
-    from tokenverse_pp.data.corpora.read_speech import prepare_librispeech
-
-    prepare_librispeech(run, **given)
 
 
 @corpus_command("mls")
 @common
-def mls(run: Preparation, **given: Any) -> None:
+@calls("read_speech.prepare_mls")
+def mls() -> None:
     """Multilingual LibriSpeech: asr and lid, eight languages of read books.
 
     CORPUS_DIR holds mls_<language> or mls_<language>_opus, each with metainfo.txt and, for train, dev and test,
     transcripts.txt and audio/. Every language that is found is prepared: OUT/cuts_<split>_<code>.jsonl.gz, one cut
     per segment.
     """
-    from tokenverse_pp.data.corpora.read_speech import prepare_mls
-
-    prepare_mls(run, **given)
 
 
 @corpus_command("slue-voxpopuli")
@@ -307,7 +294,8 @@ def mls(run: Preparation, **given: Any) -> None:
     show_default=True,
     help="The 7 types that the benchmark scores, or the 18 that were annotated.",
 )
-def slue_voxpopuli(run: Preparation, **given: Any) -> None:
+@calls("voxpopuli.prepare_slue_voxpopuli")
+def slue_voxpopuli() -> None:
     """SLUE-VoxPopuli: asr, lid and ner, speeches in the European Parliament in English.
 
     CORPUS_DIR is the unpacked archive, slue-voxpopuli_{fine-tune,dev,test}.tsv and {fine-tune,dev,test}/*.ogg, or a
@@ -315,16 +303,14 @@ def slue_voxpopuli(run: Preparation, **given: Any) -> None:
     Every split that is found is prepared: OUT/cuts_{train,dev,test}.jsonl.gz, one cut per utterance, with its id in the
     corpus. The blind test set has no entities, and is labelled for asr and lid.
     """
-    from tokenverse_pp.data.corpora.voxpopuli import prepare_slue_voxpopuli
-
-    prepare_slue_voxpopuli(run, **given)
 
 
 @corpus_command("voxpopuli")
 @common
 @written_option
 @languages_option
-def voxpopuli(run: Preparation, **given: Any) -> None:
+@calls("voxpopuli.prepare_voxpopuli")
+def voxpopuli() -> None:
     """VoxPopuli: asr and lid, speeches in the European Parliament.
 
     CORPUS_DIR holds whole sessions, raw_audios/<language>/<year>/*.ogg or raw_audios/original/<year>/*.ogg, and the
@@ -333,6 +319,3 @@ def voxpopuli(run: Preparation, **given: Any) -> None:
     facebook/voxpopuli on the hub, whose archives are unpacked into OUT/audio. Writes
     OUT/cuts_<split>_<language>.jsonl.gz, one cut per segment.
     """
-    from tokenverse_pp.data.corpora.voxpopuli import prepare_voxpopuli
-
-    prepare_voxpopuli(run, **given)

@@ -7,13 +7,11 @@ from typing import Any, Mapping, Optional, Tuple
 
 import click
 
-from tokenverse_pp.base.config import ChunkOptions
+from tokenverse_pp.base.config import IN_CHUNKS, ChunkOptions
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import replacing, replacing_folder
 from tokenverse_pp.base.options import ExportOptions, tasks_named
-from tokenverse_pp.cli.options import TOKEN_BIAS, config_options, options_from, plugin_options, read_config
-
-IN_CHUNKS = ("chunk_ms", "left_chunks", "sinks")  # options of exports for streams
+from tokenverse_pp.cli.options import PATH, TOKEN_BIAS, config_options, options_from, plugin_options, read_config
 
 
 @click.command("tokenizer", context_settings={"ignore_unknown_options": True})
@@ -46,8 +44,8 @@ def tokenizer(config_files: Tuple[Path, ...], overrides: Tuple[str, ...], output
 
 
 @click.command("average")
-@click.argument("exp_dir", type=click.Path(path_type=Path))
-@click.argument("output", type=click.Path(path_type=Path))
+@click.argument("exp_dir", type=PATH)
+@click.argument("output", type=PATH)
 @click.option("--last", type=click.IntRange(min=1), default=1, show_default=True, help="Number of checkpoints.")
 @click.option(
     "--dtype",
@@ -93,7 +91,7 @@ def average(exp_dir: Path, output: Path, last: int, dtype: str, running: bool) -
 @click.option(
     "--format", "kind", type=click.Choice(["onnx"]), default="onnx", show_default=True, help="Format of the export."
 )
-@click.option("--output-dir", required=True, type=click.Path(path_type=Path), help="Folder for the exported model.")
+@click.option("--output-dir", required=True, type=PATH, help="Folder for the exported model.")
 @click.option("--encoder", default="", help="Folder of the pretrained encoder. [default: as in training]")
 @options_from(ExportOptions, "precision", precision={"default": None})
 @click.option("--int8", is_flag=True, help="Short for --precision int8.")

@@ -31,6 +31,8 @@ from tokenverse_pp.base.files import PathLike, url_of
 from tokenverse_pp.base.options import option_help
 
 Command = Callable[..., Any]
+PATH = click.Path(path_type=Path)
+FILE = click.Path(dir_okay=False)
 EMPTY: Tuple[Any, ...] = (None, "", (), frozenset())  # defaults that stand for "not given"
 
 
@@ -102,7 +104,7 @@ def _option(name: str, hint: Any, default: Any, text: Any, changes: Mapping[str,
     if hint is bool:
         arguments["is_flag"] = True
     elif hint is Path:
-        arguments["type"] = click.Path(path_type=Path)
+        arguments["type"] = PATH
     else:
         arguments["type"] = click.Choice(get_args(hint)) if get_origin(hint) is Literal else hint
     arguments.update({key: value for key, value in changes.items() if key != "option"})
@@ -130,6 +132,17 @@ model_options = together(
     click.option("--model", help="Folder, name or hub id of a model. [default: human-speech, an example]"),
     click.option("--encoder", help="Folder of the model's pretrained encoder, if it is not found."),
 )
+
+
+def known_model(model: Optional[str]) -> str:
+    """The model of `model_options`: the one named, else the example model, which is told on stderr."""
+    from tokenverse_pp.api.folders import ABOUT_DEFAULT, DEFAULT  # torch
+
+    if model is None:
+        click.echo(f"model: {ABOUT_DEFAULT}", err=True)
+    return model or DEFAULT
+
+
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ..")
 jobs_option = click.option(
     "--num-jobs",
@@ -186,7 +199,7 @@ config_options = together(
         "--config",
         "config_files",
         multiple=True,
-        type=click.Path(path_type=Path),
+        type=PATH,
         help="Training configuration; if given again, later files override. Single values: --section.key value.",
     ),
     click.argument("overrides", nargs=-1, type=click.UNPROCESSED, metavar="[--SECTION.KEY VALUE]..."),

@@ -8,13 +8,16 @@ from typing import Any, Dict, Mapping, Optional, Tuple
 
 import click
 
-from tokenverse_pp.base.config import ChunkOptions
+from tokenverse_pp.base.config import IN_CHUNKS, ChunkOptions
 from tokenverse_pp.base.errors import printable
 from tokenverse_pp.base.options import SearchOptions, StreamingOptions, TranscribeOptions, names_of, tasks_named
 from tokenverse_pp.cli.options import (
+    FILE,
+    PATH,
     TOKEN_BIAS,
     chosen,
     device_option,
+    known_model,
     model_options,
     options_from,
     plugin_options,
@@ -41,11 +44,11 @@ from tokenverse_pp.serving.protocol import Limits
         "help": "What is spoken, e.g. fr or fr,nl, in streams and uploads that do not say. Needs the task lid.",
     },
     hotwords={
-        "type": click.Path(path_type=Path),
+        "type": PATH,
         "help": "File of phrases to prefer: 'phrase [TAB bonus]', for streams and uploads that bring none.",
     },
     lm={
-        "type": click.Path(path_type=Path),
+        "type": PATH,
         "help": "Language model for shallow fusion, or a folder with one per language, for uploads, and for streams "
         "that do not refuse it.",
     },
@@ -63,16 +66,12 @@ from tokenverse_pp.serving.protocol import Limits
 )
 @options_from(
     ChunkOptions,
-    *("chunk_ms", "left_chunks", "sinks"),
+    *IN_CHUNKS,
     chunk_ms={"type": click.IntRange(min=0), "help": "Length of a chunk in milliseconds."},
     left_chunks={"type": click.IntRange(min=-1)},
     sinks={"type": click.IntRange(min=0)},
 )
-@click.option(
-    "--token-file",
-    type=click.Path(path_type=Path),
-    help="File with the token that clients must send; or $TOKENVERSE_TOKEN.",
-)
+@click.option("--token-file", type=PATH, help="File with the token that clients must send; or $TOKENVERSE_TOKEN.")
 @click.option("--allow-origin", multiple=True, help="Other web pages that may connect: https://HOST; repeatable.")
 @options_from(
     Limits,
@@ -126,15 +125,12 @@ def _models(given: Mapping[str, Any]) -> Tuple[Any, Any]:
     """Load the model; return it for streams and for uploads (raises UserError)."""
     import logging
 
-    from tokenverse_pp.api.folders import ABOUT_DEFAULT, DEFAULT
     from tokenverse_pp.api.model import TokenVerse
     from tokenverse_pp.data.distributed import set_threads
     from tokenverse_pp.serving.uploads import build_upload_model
     from tokenverse_pp.serving.worker import build_engine
 
-    if given["model"] is None:
-        click.echo(f"model: {ABOUT_DEFAULT}", err=True)
-    model, trust = given["model"] or DEFAULT, given["trust_plugins"]
+    model, trust = known_model(given["model"]), given["trust_plugins"]
     loaded = TokenVerse.from_pretrained(model, given["encoder"], given["device"], trust_plugins=trust).loaded
     log = logging.getLogger("tokenverse_pp.serving")
     log.info(set_threads(given["threads"], loaded.model))
@@ -153,16 +149,9 @@ def _models(given: Mapping[str, Any]) -> Tuple[Any, Any]:
 
 def _transcription(given: Mapping[str, Any], method: Any) -> TranscribeOptions:
     """The transcription options, with this search method (raises UserError)."""
-    names = ("hotword_score", "lm_scale", "lm_bonus", "blank_penalty", "token_bias", "beam")
-    scales = {name: given[name] for name in names}
-    return TranscribeOptions(
-        tasks_named(given["tasks"], "--tasks"),
-        names_of(given["language"]) or None,
-        given["hotwords"],
-        search=SearchOptions(method, **scales),
-        lm=given["lm"],
-        inactive=given["inactive"],
-    )
+    own = {"tasks": tasks_named(given["tasks"], "--tasks"), "language": names_of(given["language"]) or None}
+    search = chosen(SearchOptions, given, method=method, hotwords=None, lm=None)
+    return chosen(TranscribeOptions, given, **own, search=search, method=None, beam=None)
 
 
 def _search(given: Mapping[str, Any], has_language: bool) -> SearchOptions:
@@ -175,7 +164,7 @@ def _search(given: Mapping[str, Any], has_language: bool) -> SearchOptions:
 
 
 @click.command()
-@click.argument("audio", type=click.Path(dir_okay=False))
+@click.argument("audio", type=FILE)
 @click.option("--url", default="ws://127.0.0.1:8765/stream", show_default=True, help="Address of the server's streams.")
 @click.option("--tasks", help="Tasks to decode, e.g. asr,scd. [default: all that the server offers]")
 @click.option("--real-time", is_flag=True, help="Send at the speed of the recording.")
@@ -193,9 +182,7 @@ def _search(given: Mapping[str, Any], has_language: bool) -> SearchOptions:
 @click.option("--reset-at-endpoint", is_flag=True, help="Restart the search at each [ENDP].")
 @click.option("--language", help="Spoken language, e.g. fr, or several: fr,nl. [default: that of the server]")
 @click.option(
-    "--hotwords",
-    type=click.Path(path_type=Path),
-    help="File of phrases to prefer: 'phrase [TAB bonus]'. [default: those of the server]",
+    "--hotwords", type=PATH, help="File of phrases to prefer: 'phrase [TAB bonus]'. [default: those of the server]"
 )
 @click.option(
     "--lm/--no-lm", default=None, help="Use the server's language model (serve --lm). [default: if it has one]"
@@ -210,9 +197,7 @@ def _search(given: Mapping[str, Any], has_language: bool) -> SearchOptions:
     lm_scale={"default": None, "help": "Scale of the server's language model. [default: as the server was started]"},
     lm_bonus={"default": None, "help": "Added for each token that it scores. [default: as the server was started]"},
 )
-@click.option(
-    "--token-file", type=click.Path(dir_okay=False), help="File with the server's token; or $TOKENVERSE_TOKEN."
-)
+@click.option("--token-file", type=FILE, help="File with the server's token; or $TOKENVERSE_TOKEN.")
 @click.option("--json", "as_json", is_flag=True, help="Print each event as a line of JSON.")
 def stream(
     audio: str,
@@ -228,6 +213,8 @@ def stream(
     AUDIO may have any rate and number of channels. Channels are averaged, then resampled to 16 kHz.
     """
     # torch and lhotse take seconds to import; `--help` does not need them.
+    from tokenverse_pp.data.audio.inputs import open_audio
+    from tokenverse_pp.data.dataset import load_inputs
     from tokenverse_pp.decoding.context_graph import read_hotwords
     from tokenverse_pp.serving.access import read_token
     from tokenverse_pp.serving.client import need_websockets, transcribe
@@ -245,15 +232,8 @@ def stream(
     def show(event: Dict[str, Any]) -> None:
         click.echo(json.dumps(event, ensure_ascii=False) if as_json else line_of(event))
 
-    transcribe(audio=samples_of(audio), on_event=show, on_ready=begin, **given)
-
-
-def samples_of(path: str) -> Any:
-    """The samples ``(S,)`` of an audio file at 16 kHz (raises UserError)."""
-    from tokenverse_pp.data.audio.inputs import open_audio
-    from tokenverse_pp.data.dataset import load_inputs
-
-    return load_inputs(open_audio(path).cut, convert=True).numpy()
+    samples = load_inputs(open_audio(audio).cut, convert=True).numpy()
+    transcribe(audio=samples, on_event=show, on_ready=begin, **given)
 
 
 def line_of(event: Dict[str, Any]) -> str:

@@ -11,15 +11,18 @@ from typing import Any, Deque, Iterator, Mapping, Optional, Tuple
 import click
 from tqdm import tqdm
 
+from tokenverse_pp.base.engine import messages_to
 from tokenverse_pp.base.errors import UserError, printable
 from tokenverse_pp.base.files import url_of
 from tokenverse_pp.base.options import SearchOptions, TranscribeOptions, names_of, tasks_named
-from tokenverse_pp.cli.groups import EXIT_CODE, messages_on_stderr
+from tokenverse_pp.cli.groups import EXIT_CODE, MessageHandler
 from tokenverse_pp.cli.options import (
+    PATH,
     TOKEN_BIAS,
     chosen,
     device_option,
     engine_options,
+    known_model,
     model_options,
     options_from,
     plugin_options,
@@ -39,11 +42,8 @@ FORMATS = ("text", "raw", "json", "srt", "vtt", "rttm", "stm", "ctm", "html")
     *("tasks", "inactive", "pauses", "language", "hotwords", "lm"),
     tasks={"type": str},
     language={"type": str},
-    hotwords={
-        "type": click.Path(path_type=Path),
-        "help": "File of phrases to prefer: 'phrase [TAB bonus]'. Not with greedy search.",
-    },
-    lm={"type": click.Path(path_type=Path)},
+    hotwords={"type": PATH, "help": "File of phrases to prefer: 'phrase [TAB bonus]'. Not with greedy search."},
+    lm={"type": PATH},
 )
 @options_from(
     SearchOptions,
@@ -58,7 +58,7 @@ FORMATS = ("text", "raw", "json", "srt", "vtt", "rttm", "stm", "ctm", "html")
     default=None,
     help="Start paragraphs of text and html with their times. [default: not for text of one paragraph]",
 )
-@click.option("--output-dir", type=click.Path(path_type=Path), help="Write a file for each input and format into it.")
+@click.option("--output-dir", type=PATH, help="Write a file for each input and format into it.")
 @click.option("--recursive", is_flag=True, help="Also look for audio in subfolders.")
 @click.option(
     "--channels",
@@ -95,7 +95,7 @@ def transcribe(audio: Tuple[str, ...], **given: Any) -> None:
     check(audio, given)
     tasks, language = tasks_named(given["tasks"], "--tasks"), names_of(given["language"]) or None
     search = SearchOptions(**{name: given[name] for name in ("lm_scale", "lm_bonus", "blank_penalty", "token_bias")})
-    with messages_on_stderr():
+    with messages_to(MessageHandler()):
         done = run(audio, given, chosen(TranscribeOptions, given, tasks=tasks, language=language, search=search))
     if not done:
         sys.exit(EXIT_CODE)
@@ -133,7 +133,6 @@ def check(audio: Tuple[str, ...], given: Mapping[str, Any]) -> None:
 def run(audio: Tuple[str, ...], given: Mapping[str, Any], options: TranscribeOptions) -> bool:
     """Transcribe and write; returns whether all inputs were transcribed."""
     # torch and lhotse take seconds to import; `--help` and wrong options do not need them.
-    from tokenverse_pp.api.folders import ABOUT_DEFAULT, DEFAULT
     from tokenverse_pp.api.model import TokenVerse
     from tokenverse_pp.api.transcribing import ProgressBars
     from tokenverse_pp.base.engine import Parts, current_engine
@@ -141,15 +140,10 @@ def run(audio: Tuple[str, ...], given: Mapping[str, Any], options: TranscribeOpt
     from tokenverse_pp.data.audio.inputs import Refused
     from tokenverse_pp.data.distributed import set_threads
 
-    if given["model"] is None:
-        click.echo(f"model: {ABOUT_DEFAULT}", err=True)
+    name = known_model(given["model"])
     by_cluster = current_engine().is_cluster
-    model = TokenVerse.from_pretrained(
-        given["model"] or DEFAULT,
-        given["encoder"],
-        "cpu" if by_cluster else given["device"],
-        trust_plugins=given["trust_plugins"],
-    )
+    device, trust = "cpu" if by_cluster else given["device"], given["trust_plugins"]
+    model = TokenVerse.from_pretrained(name, given["encoder"], device, trust_plugins=trust)
     threads = set_threads(given["threads"], model.loaded.model)
     if sys.stderr.isatty():
         click.echo(threads, err=True)
@@ -164,7 +158,7 @@ def run(audio: Tuple[str, ...], given: Mapping[str, Any], options: TranscribeOpt
             pending.append(source)
             yield source.heard
 
-    refused = unwritten = 0
+    is_refused = is_unwritten = False
     parts = Parts(folder / "parts") if by_cluster and folder is not None else None
     if by_cluster:
         results = by_workers(model, opened(), options, given, parts)
@@ -174,19 +168,16 @@ def run(audio: Tuple[str, ...], given: Mapping[str, Any], options: TranscribeOpt
     for result in results:
         source = pending.popleft()
         with tqdm.external_write_mode():  # the bars are redrawn below what is written
-            if isinstance(result, Refused):
-                reason = result.reason
-            else:
-                reason = output.write(source, result)
-                unwritten += bool(reason)
+            reason = result.reason if isinstance(result, Refused) else output.write(source, result)
             if reason:
-                refused += 1
+                is_refused = True
+                is_unwritten = is_unwritten or not isinstance(result, Refused)
                 click.echo(f"error: {' '.join(reason.split())}", err=True)
     if parts is not None:
         parts.close()
-        if not unwritten:  # otherwise the next run writes what was computed
+        if not is_unwritten:  # otherwise the next run writes what was computed
             parts.remove()
-    return not refused
+    return not is_refused
 
 
 def by_workers(
@@ -215,17 +206,13 @@ def by_workers(
     return transcribe_by_cluster(start, items, decoding, digest, parts, uses_gpu=given["device"] != "cpu")
 
 
-def list_tasks(model: Optional[str], trust_plugins: bool = False) -> None:
+def list_tasks(model: Optional[str], trust_plugins: bool) -> None:
     """Print the tasks and languages of a model, without loading it."""
-    from tokenverse_pp.api.folders import ABOUT_DEFAULT, DEFAULT
     from tokenverse_pp.api.model import known_tasks
 
-    if model is None:
-        click.echo(f"model: {ABOUT_DEFAULT}", err=True)
-    tasks = known_tasks(model or DEFAULT, trust_plugins)
+    tasks = known_tasks(known_model(model), trust_plugins)
     for task in tasks.tasks:
         tokens = " ".join(task.symbols) or "the words"
         click.echo(printable(f"{task.name:6} {tokens}"))
-    languages = tasks.languages
-    if languages:
-        click.echo(printable(f"languages: {', '.join(languages)}"))
+    if tasks.languages:
+        click.echo(printable(f"languages: {', '.join(tasks.languages)}"))

@@ -116,8 +116,10 @@ def _whole_sources(
             for path in found:
                 if path.resolve() not in seen:
                     seen.add(path.resolve())
-                    output = str(path.relative_to(name).with_suffix(""))
-                    yield NamedRecording(str(path), output, _named(_open(str(path), mix), output))
+                    heard, output = _open(str(path), mix), str(path.relative_to(name).with_suffix(""))
+                    if isinstance(heard, Heard):  # files in subfolders may have the same name
+                        heard = dataclasses.replace(heard, name=output)
+                    yield NamedRecording(str(path), output, heard)
         elif name.endswith(MANIFESTS):
             yield from _cuts(name)
         elif Path(name).resolve() not in seen:
@@ -130,11 +132,6 @@ def _open(name: str, mix: bool) -> Union[Heard, Refused]:
         return open_audio(name, mix=mix)
     except UserError as error:
         return Refused(name, str(error))
-
-
-def _named(heard: Union[Heard, Refused], output: str) -> Union[Heard, Refused]:
-    """The recording, named by its path in the folder: files in subfolders may have the same name."""
-    return heard if isinstance(heard, Refused) else dataclasses.replace(heard, name=output)
 
 
 def _cuts(name: str) -> Iterator[NamedRecording]:
@@ -151,7 +148,7 @@ def file_name(cut_id: str) -> str:
     return re.sub(r"[/\\]|" + CONTROL.pattern, "-", cut_id)
 
 
-def _stdin(raw_rate: Optional[int], mix: bool = True) -> Union[Heard, Refused]:
+def _stdin(raw_rate: Optional[int], mix: bool) -> Union[Heard, Refused]:
     if sys.stdin.isatty():
         return Refused("stdin", "stdin: expected audio from a pipe or file, not a terminal")
     data = sys.stdin.buffer.read()

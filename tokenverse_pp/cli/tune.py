@@ -8,10 +8,11 @@ from typing import Any, List, Optional, Tuple
 
 import click
 
-from tokenverse_pp.base.config import ChunkOptions
+from tokenverse_pp.base.config import IN_CHUNKS, ChunkOptions
 from tokenverse_pp.base.errors import UserError, needing
 from tokenverse_pp.base.options import DecodeOptions, SearchOptions, tasks_named
 from tokenverse_pp.cli.options import (
+    PATH,
     chosen,
     device_option,
     model_options,
@@ -24,9 +25,7 @@ from tokenverse_pp.cli.options import (
 
 @click.command()
 @model_options
-@click.option(
-    "--cuts", required=True, type=click.Path(path_type=Path), help="Labelled cuts that are not in the training data."
-)
+@click.option("--cuts", required=True, type=PATH, help="Labelled cuts that are not in the training data.")
 @click.option(
     "--token",
     "tokens",
@@ -39,7 +38,7 @@ from tokenverse_pp.cli.options import (
 @click.option("--first", type=click.IntRange(min=1), help="Use only the first N cuts.")
 @click.option(
     "--output-dir",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Save the model with the biases in its joiner. The blank penalty remains an option of decoding.",
 )
 @device_option
@@ -97,21 +96,19 @@ def tune(cuts: Path, tokens: Tuple[str, ...], first: Optional[int], output_dir: 
 
 @click.command()
 @model_options
-@click.option("--cuts", required=True, type=click.Path(path_type=Path), help="Cut manifest labelled for endp.")
+@click.option("--cuts", required=True, type=PATH, help="Cut manifest labelled for endp.")
 @options_from(
     ChunkOptions,
-    *("chunk_ms", "left_chunks", "sinks"),
+    *IN_CHUNKS,
     chunk_ms={"default": 320, "help": "Decode as a stream in chunks of so many milliseconds; 0: in full context."},
     left_chunks={"default": 8},
 )
 @options_from(SearchOptions, "method", "beam", method={"default": "greedy"})
 @click.option("--first", type=click.IntRange(min=1), help="Use only the first N cuts.")
 @click.option("--store", is_flag=True, help="Fit thresholds to these cuts, and write them to the model's calibration.")
-@click.option(
-    "--calibration", type=click.Path(path_type=Path), help="[default: calibration.json in the model's folder]"
-)
-@click.option("--output", type=click.Path(path_type=Path), help="Also write the scores as JSON.")
-@click.option("--plot", type=click.Path(path_type=Path), help="Draw the curves (.png, .svg, .pdf).")
+@click.option("--calibration", type=PATH, help="[default: calibration.json in the model's folder]")
+@click.option("--output", type=PATH, help="Also write the scores as JSON.")
+@click.option("--plot", type=PATH, help="Draw the curves (.png, .svg, .pdf).")
 @threads_option
 @plugin_options
 @source_options

@@ -74,14 +74,12 @@ def judge_all(cuts: Iterable[Cut], hyps: Iterable[Hypothesis], tasks: TaskSet) -
         UserError: for a hypothesis without a cut, and for a second one with the same id.
     """
     by_id = {cut.id: cut for cut in cuts}
-    judged, seen = [], set()
+    known, judged = set(by_id), []
     for hyp in hyps:
-        if hyp["id"] not in by_id:
-            raise UserError(f"hypothesis {hyp['id']}: there is no such cut in the reference")
-        if hyp["id"] in seen:
-            raise UserError(f"hypothesis {hyp['id']}: its id occurs twice")
-        seen.add(hyp["id"])
-        cut = by_id[hyp["id"]]
+        cut = by_id.pop(hyp["id"], None)
+        if cut is None:
+            wrong = "its id occurs twice" if hyp["id"] in known else "there is no such cut in the reference"
+            raise UserError(f"hypothesis {hyp['id']}: {wrong}")
         if "tasks" in (cut.custom or {}):
             judged.append(judge(cut, hyp, tasks))
     return judged

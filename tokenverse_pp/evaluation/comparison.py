@@ -9,16 +9,7 @@ from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Seque
 from lhotse.cut import Cut
 
 from tokenverse_pp.data.hypotheses import Hypothesis
-from tokenverse_pp.evaluation.scoring import (
-    find_accuracies,
-    find_prf,
-    has_confusion,
-    labelled_if_any,
-    paired,
-    scored_example,
-    tasks_of_hypotheses,
-    was_decoded,
-)
+from tokenverse_pp.evaluation import scoring
 from tokenverse_pp.metrics.bootstrap import RESAMPLES, Comparison, RatioCounts, compare
 from tokenverse_pp.tasks.base import TaskSet
 from tokenverse_pp.tasks.ner import OPEN, NamedEntities
@@ -42,11 +33,6 @@ class Counted:
 
     metrics: Dict[str, Dict[str, Ratio]] = field(default_factory=dict)
 
-    def ratios(self, metric: str, ids: Sequence[str]) -> List[Ratio]:
-        """Return the ratios of some cuts, in their order."""
-        found = self.metrics[metric]
-        return [found[cut_id] for cut_id in ids]
-
 
 def tasks_in_common(cuts: Sequence[Cut], decodings: Iterable[Sequence[Hypothesis]]) -> TaskSet:
     """Return the tasks by which to score several decodings of the same cuts, so that their scores mean the same.
@@ -56,8 +42,8 @@ def tasks_in_common(cuts: Sequence[Cut], decodings: Iterable[Sequence[Hypothesis
     Raises:
         UserError: for a cut without a hypothesis, and an id that occurs twice.
     """
-    pairs = [pair for hyps in decodings for pair in paired(cuts, hyps)]
-    tasks = tasks_of_hypotheses(pairs, several=True)
+    pairs = [pair for hyps in decodings for pair in scoring.paired(cuts, hyps)]
+    tasks = scoring.tasks_of_hypotheses(pairs, several=True)
     if any(word.text == OPEN for _, hyp in pairs for word in written_words(hyp)):
         return TaskSet(tuple(NamedEntities() if isinstance(task, NamedEntities) else task for task in tasks.tasks))
     return tasks
@@ -72,18 +58,18 @@ def count_utterances(cuts: Iterable[Cut], hyps: Iterable[Hypothesis], tasks: Opt
     Raises:
         UserError: for a cut without a hypothesis, an id that occurs twice, and entities with and without types.
     """
-    pairs = paired(list(cuts), list(hyps))
-    own = tasks_of_hypotheses(pairs)
+    pairs = scoring.paired(list(cuts), list(hyps))
+    own = scoring.tasks_of_hypotheses(pairs)
     tasks = tasks or own
     counted = Counted()
     of_task: Dict[str, int] = Counter()
     for cut, hyp in pairs:
-        example = scored_example(cut, hyp, own)
+        example = scoring.scored_example(cut, hyp, own)
         if tasks is not own:  # the hypothesis is read by its own tasks: those in common may lack its entity types
             example = replace(example, ref=transcript_of(cut, tasks), languages=tasks.languages)
-        labelled = labelled_if_any(cut)
+        labelled = scoring.labelled_if_any(cut)
         for task in tasks.tasks:
-            if task.name in labelled and was_decoded(task.name, hyp):
+            if task.name in labelled and scoring.was_decoded(task.name, hyp):
                 of_task[task.name] += 1
                 for metric, ratio in _ratios(task.name, task.score([example])):
                     counted.metrics.setdefault(metric, {})[cut.id] = ratio
@@ -97,21 +83,21 @@ def _ratios(task: str, scores: Mapping[str, Any]) -> Iterator[Tuple[str, Ratio]]
     """The scores of one utterance as (metric, (numerator, denominator))."""
     if task == "asr":
         yield WER, (scores["all"]["errors"], scores["all"]["words"])
-    elif has_confusion(scores):
+    elif scoring.has_confusion(scores):
         yield f"{task}{ACCURACY}", (scores["accuracy"], 1)
     else:
-        for name, prf in find_prf(task, scores):
+        for name, prf in scoring.find_prf(task, scores):
             tp, fp, fn = prf["tp"], prf["fp"], prf["fn"]
             yield name, (2 * tp, 2 * tp + fp + fn)
             yield f"{name} precision", (tp, tp + fp)
             yield f"{name} recall", (tp, tp + fn)
-        for name, found in find_accuracies(scores):
+        for name, found in scoring.find_accuracies(scores):
             yield f"{task} {name}{ACCURACY}", (found["right"], found["words"])
 
 
 def counts_of(decodings: Sequence[Counted], metric: str, ids: Sequence[str]) -> RatioCounts:
     """One metric of several decodings of the same cuts (seeds), for the bootstrap."""
-    ratios = [counted.ratios(metric, ids) for counted in decodings]
+    ratios = [[counted.metrics[metric][cut_id] for cut_id in ids] for counted in decodings]
     # As the scores: an F1 with nothing to find and nothing found is 1, what is a share of nothing is 0.
     return RatioCounts.of(ratios, 0.0 if metric == WER or metric.endswith((*PARTS, ACCURACY)) else 1.0)
 

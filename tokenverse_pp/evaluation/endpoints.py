@@ -8,7 +8,7 @@ eot-bench (`tokenverse_pp.metrics.endpoints`). The pauses inside are those betwe
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Dict, Iterable, List, Mapping, Optional, Protocol, Sequence, Tuple, Union
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -41,13 +41,6 @@ TOGETHER = 16  # turns that are decoded at once
 Span = Tuple[float, float]
 
 
-class Vad(Protocol):
-    """The interface of a voice activity detector for `turns_of`."""
-
-    def probabilities(self, audio: np.ndarray) -> np.ndarray:
-        """Audio (S,) at 16 kHz -> probabilities (ceil(S / 512),) of speech in each 32 ms."""
-
-
 class SileroVad:
     """silero-vad through onnxruntime (raises UserError if silero-vad is not installed)."""
 
@@ -57,7 +50,7 @@ class SileroVad:
         self.model = load_silero_vad(onnx=True)
 
     def probabilities(self, audio: np.ndarray) -> np.ndarray:
-        """See `Vad`."""
+        """Audio (S,) at 16 kHz -> probabilities (ceil(S / 512),) of speech in each 32 ms."""
         padded = np.pad(audio, (0, -len(audio) % VAD_SAMPLES))
         self.model.reset_states()
         windows = torch.from_numpy(padded).view(-1, VAD_SAMPLES)
@@ -92,7 +85,7 @@ class TurnClip:
     inner: Tuple[Span, ...]
 
 
-def turns_of(cuts: Iterable[Cut], vad: Optional[Vad] = None) -> List[TurnClip]:
+def turns_of(cuts: Iterable[Cut], vad: Optional[SileroVad] = None) -> List[TurnClip]:
     """Return the complete turns of cuts that are labelled for ``endp``.
 
     Args:
@@ -110,7 +103,8 @@ def turns_of(cuts: Iterable[Cut], vad: Optional[Vad] = None) -> List[TurnClip]:
         for turn in cut.supervisions:
             if not (turn.custom or {}).get("endpoint"):
                 continue
-            first, duration = max(0.0, turn.start), min(turn.end, cut.duration) - max(0.0, turn.start)
+            first = max(0.0, turn.start)
+            duration = min(turn.end, cut.duration) - first
             part = cut.truncate(offset=first, duration=duration, preserve_id=True)
             audio = load_inputs(part, convert=True)
             words = (turn.alignment or {}).get("word")
@@ -224,7 +218,7 @@ class EndpointScores:
     def as_dict(self) -> Dict[str, Any]:
         """For JSON: the lowest rate of false cut-offs of each policy by median latency in milliseconds."""
         columns = {"probability": self.alone, "probability_and_silence": self.gated, "silence": self.silence}
-        rows: Dict[str, Dict[str, float]] = {}
+        rows = {}
         for budget in BUDGETS:
             rates = {name: best_within(points, budget).false_cutoffs for name, points in columns.items()}
             rows[f"{1000 * budget:.0f}"] = rates

@@ -71,11 +71,7 @@ def score_hypotheses(
 
 
 def paired(cuts: Sequence[Cut], hyps: Sequence[Hypothesis]) -> List[Tuple[Cut, Hypothesis]]:
-    """Cuts with their hypotheses, in the order of the cuts.
-
-    Raises:
-        UserError: for a cut without a hypothesis, and an id that occurs twice.
-    """
+    """Cuts with their hypotheses (raises UserError for a cut without one, and for an id that occurs twice)."""
     _refuse("cut ids that occur twice", [i for i, n in Counter(cut.id for cut in cuts).items() if n > 1])
     _refuse("hypotheses with the same id", [i for i, n in Counter(hyp["id"] for hyp in hyps).items() if n > 1])
     by_id = {hyp["id"]: hyp for hyp in hyps}
@@ -184,7 +180,7 @@ def score_table(scores: Mapping[str, Any]) -> str:
         _prf_table(scores),
         *(_classes_table(task, result) for task, result in scores.items() if has_confusion(result)),
         *(
-            f"{task} {name}: accuracy {_percent(result['accuracy'])} % of {result['words']} words"
+            f"{task} {name}: accuracy {percent(result['accuracy'])} % of {result['words']} words"
             for task in scores
             for name, result in find_accuracies(scores[task])
         ),
@@ -202,7 +198,7 @@ def _rates_table(title: str, groups: Mapping[str, Any]) -> str:
     rows = [[title, *(f"{rate} %" for rate in RATES), "words", "cuts"]]
     for name, rates in groups.items():
         counts = [str(rates["words"]), str(rates["utterances"])]
-        rows.append([name, *(_percent(rates[rate]) for rate in RATES), *counts])
+        rows.append([name, *(percent(rates[rate]) for rate in RATES), *counts])
     return aligned(rows)
 
 
@@ -211,7 +207,7 @@ def _prf_table(scores: Mapping[str, Any]) -> str:
     for task, result in scores.items():
         if isinstance(result, Mapping):
             for name, prf in find_prf(task, result):
-                rows.append([name, *(_percent(prf[key]) for key in PRF), *(str(prf[k]) for k in ("tp", "fp", "fn"))])
+                rows.append([name, *(percent(prf[key]) for key in PRF), *(str(prf[k]) for k in ("tp", "fp", "fn"))])
     return aligned(rows) if len(rows) > 1 else ""
 
 
@@ -240,7 +236,7 @@ def _classes_table(task: str, result: Mapping[str, Any]) -> str:
     """Accuracy, and the confusion matrix if it fits, otherwise its off-diagonal entries."""
     confusion: Dict[str, Dict[str, int]] = result["confusion"]
     title = "language" if task == "lid" else task
-    head = f"{title}: accuracy {_percent(result['accuracy'])} % of {result['utterances']} cuts"
+    head = f"{title}: accuracy {percent(result['accuracy'])} % of {result['utterances']} cuts"
     columns = sorted(set(confusion) | {hyp for row in confusion.values() for hyp in row})
     rows: List[List[str]] = [["spoken / decoded", *columns]]
     for ref, row in confusion.items():
@@ -253,5 +249,10 @@ def _classes_table(task: str, result: Mapping[str, Any]) -> str:
     return f"{head}\n{aligned(pairs)}" if pairs else head
 
 
-def _percent(fraction: float) -> str:
+def percent(fraction: float) -> str:
+    """A fraction in percent.
+
+    >>> percent(0.1234)
+    '12.3'
+    """
     return f"{100 * fraction:.1f}"

@@ -111,11 +111,7 @@ def measure_of(name: str, scores: Scores) -> float:
 
 
 def tokens_to_tune(written: Sequence[str], scores: Scores, tokens: Sequence[str]) -> List[str]:
-    """Return the tokens of decoded tasks to tune: those named, or all that the cuts are labelled with.
-
-    Raises:
-        UserError: for a named token that is not one of these.
-    """
+    """Return the tokens of decoded tasks to tune: those named (raises UserError), or all that the cuts have."""
 
     def has_references(token: str) -> bool:
         found = scores.get(F1_OF[token][0], {}).get(F1_OF[token][1], {})

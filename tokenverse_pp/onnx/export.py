@@ -26,6 +26,7 @@ from tokenverse_pp.decoding.scorer import biased_joiner
 from tokenverse_pp.evaluation.report.tables import render
 from tokenverse_pp.models.bundle import ModelBundle
 from tokenverse_pp.models.predictor import LstmPredictor
+from tokenverse_pp.onnx import graphs
 from tokenverse_pp.onnx.folder import (
     AUDIO,
     DESCRIPTION,
@@ -40,23 +41,6 @@ from tokenverse_pp.onnx.folder import (
     WEIGHTS,
     Description,
 )
-from tokenverse_pp.onnx.graphs import (
-    RMS_TOLERANCES,
-    TOLERANCES,
-    check_agreement,
-    check_frames,
-    describe,
-    errors_of,
-    log_mel_of,
-    prepared,
-    reduce_precision,
-    require_onnx,
-    share_weights,
-    torch_stream,
-    trace_chunks,
-    trace_encoder,
-    trace_search,
-)
 from tokenverse_pp.onnx.inputs import MAX_SAMPLES
 from tokenverse_pp.onnx.runtime import Exported, Runtime, StreamingRuntime
 from tokenverse_pp.onnx.sherpa_export import write_sherpa
@@ -67,6 +51,7 @@ from tokenverse_pp.tasks import task_options
 BATCHES = ((1.0,), (0.51, 3.017, 1.2343), (6.3,), (2.0, 2.0), (0.3, 0.9))
 CHUNKS = (1, 2, 9)
 PAIRS, TOKENS = 64, 5
+Frames = Tuple[List[np.ndarray], List[np.ndarray]]  # from the graphs, and from torch
 
 
 def export_onnx(loaded: ModelBundle, output: Path, options: Optional[ExportOptions] = None) -> Description:
@@ -84,7 +69,9 @@ def export_onnx(loaded: ModelBundle, output: Path, options: Optional[ExportOptio
             then), the folder holds something else, or a package is missing.
     """
     options = options or ExportOptions()
-    require_onnx()
+    graphs.require_onnx()
+    if options.chunks is not None and options.chunks.left_chunks < 0:
+        raise UserError(f"--left-chunks={options.chunks.left_chunks}: a graph's caches cannot grow: expected 0 or more")
     loaded = with_biases(loaded, options)
     if output.exists() and not (output / DESCRIPTION).is_file():
         if not output.is_dir() or any(output.iterdir()):
@@ -121,24 +108,24 @@ def _write(loaded: ModelBundle, folder: Path, options: ExportOptions) -> Descrip
 
 def _write_runtime(loaded: ModelBundle, folder: Path, description: Description, options: ExportOptions) -> Description:
     """Write the files that `tokenverse_pp.runtime` reads, except the description."""
-    model = prepared(loaded.model, given_mel=options.chunks is None)
+    model = graphs.prepared(loaded.model, graphs.GivenMel if options.chunks is None else None)
     encoders = [ENCODER]
     if options.chunks is None:
-        trace_encoder(model, description, folder, options.opset)
+        graphs.trace_encoder(model, description, folder, options.opset)
     else:
         encoders = [FIRST, ENCODER]
-        streaming = trace_chunks(model, options.chunks, description, folder, options.opset)
+        streaming = graphs.trace_chunks(model, options.chunks, description, folder, options.opset)
         description = replace(description, streaming=streaming, max_samples=None)
-    trace_search(model, description, folder, options.opset)
+    graphs.trace_search(model, description, folder, options.opset)
     for name in encoders:
-        reduce_precision(folder / name, options.precision)
+        graphs.reduce_precision(folder / name, options.precision)
     if options.chunks is not None:
-        share_weights(folder, encoders, WEIGHTS)
+        graphs.share_weights(folder, encoders, WEIGHTS)
     for name in (*encoders, PREDICTOR, JOINER):
         about = {key: value for key, value in description.as_dict().items() if key not in ("files", "check")}
-        describe(folder / name, {**about, "part": name.split(".")[0]})
+        graphs.describe(folder / name, {**about, "part": name.split(".")[0]})
     loaded.tokenizer.save(folder / TOKENIZER)
-    log_mel = log_mel_of(loaded.model)
+    log_mel = graphs.log_mel_of(loaded.model)
     if log_mel is not None:
         buffer = io.BytesIO()
         np.save(buffer, log_mel.filters.cpu().numpy())
@@ -152,7 +139,7 @@ def _write_runtime(loaded: ModelBundle, folder: Path, description: Description, 
 
 def _described(loaded: ModelBundle, options: ExportOptions) -> Description:
     """The description of a model, without ``files`` and ``check``."""
-    model, log_mel, predictor = loaded.model, log_mel_of(loaded.model), loaded.model.predictor
+    model, log_mel, predictor = loaded.model, graphs.log_mel_of(loaded.model), loaded.model.predictor
     backbone: Any = model.encoder.backbone
     lens = torch.arange(1, SAMPLE_RATE)
     config = model.config.vectors
@@ -200,14 +187,10 @@ def readme(d: Description) -> str:
 
 
 def compare(loaded: ModelBundle, folder: Path, precision: str, chunks: Optional[ChunkOptions] = None) -> Dict[str, Any]:
-    """Compare the graphs with torch; return the largest and RMS error of encoder and logits, relative to torch's RMS.
-
-    Raises:
-        UserError: if an error exceeds the tolerance, or the number of frames differs.
-    """
+    """Compare the graphs with torch; return the tolerance, and the errors of encoder and logits (`agreement`)."""
     random = np.random.default_rng(0)
     runtime: Exported
-    pairs: List[Tuple[List[np.ndarray], List[np.ndarray]]] = []
+    pairs: List[Frames] = []
     if chunks is None:
         runtime = offline = Runtime(folder)
         for seconds in BATCHES:
@@ -223,15 +206,10 @@ def compare(loaded: ModelBundle, folder: Path, precision: str, chunks: Optional[
             tasks = _random_tasks(loaded, random)
             stream = streaming.open(tasks)
             found = [streaming.encode_chunk(stream, chunk) for chunk in audio]
-            pairs.append((found, torch_stream(loaded, chunks, audio, tasks)))
-    for found, expected in pairs:
-        check_frames(found, expected)
-    cases = [errors_of(np.concatenate(found), np.concatenate(expected)) for found, expected in pairs]
-    encoder = {key: max(case[key] for case in cases) for key in ("max", "rms")}
-    logits = _joiner_errors(loaded, runtime, random)
-    tolerance = {"max": TOLERANCES[precision], "rms": RMS_TOLERANCES[precision]}
-    for part, errors in (("encoder", encoder), ("logits", logits)):
-        check_agreement(part, errors, precision)
+            pairs.append((found, graphs.torch_stream(loaded, chunks, audio, tasks)))
+    encoder = graphs.agreement("encoder", pairs, precision)
+    logits = graphs.agreement("logits", [_logits(loaded, runtime, random)], precision)
+    tolerance = {"max": graphs.TOLERANCES[precision], "rms": graphs.RMS_TOLERANCES[precision]}
     return {"precision": precision, "tolerance": tolerance, "encoder": encoder, "logits": logits}
 
 
@@ -244,8 +222,8 @@ def _random_tasks(loaded: ModelBundle, random: np.random.Generator) -> List[str]
     return [name for name in loaded.tasks.names if random.random() < 0.5]
 
 
-def _joiner_errors(loaded: ModelBundle, runtime: Exported, random: np.random.Generator) -> Dict[str, float]:
-    """Errors of the logits for random frames after random tokens."""
+def _logits(loaded: ModelBundle, runtime: Exported, random: np.random.Generator) -> Frames:
+    """The logits for random frames after random tokens, from the graphs and from torch."""
     d, model, contexts = runtime.description, loaded.model, runtime.contexts
     tokens = random.integers(1, d.vocab_size, (PAIRS, TOKENS))
     frames = random.standard_normal((PAIRS, d.joiner_dim)).astype(np.float32)
@@ -256,7 +234,7 @@ def _joiner_errors(loaded: ModelBundle, runtime: Exported, random: np.random.Gen
     found = runtime.join(frames, contexts.look_up(read))
     with torch.inference_mode():
         state = model.joiner.predictor_proj(model.predictor(torch.from_numpy(tokens))[:, -1])
-        return errors_of(found, model.joiner(torch.from_numpy(frames), state).numpy())
+        return [found], [model.joiner(torch.from_numpy(frames), state).numpy()]
 
 
 def torch_frames(loaded: ModelBundle, audio: Sequence[np.ndarray], names: Sequence[str]) -> List[np.ndarray]:

@@ -23,14 +23,14 @@ import math
 import shutil
 import warnings
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, cast
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, cast
 from unittest import mock
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tokenverse_pp.base.config import SAMPLE_RATE, ChunkOptions
+from tokenverse_pp.base.config import IN_CHUNKS, SAMPLE_RATE, ChunkOptions
 from tokenverse_pp.base.errors import UserError, needing
 from tokenverse_pp.decoding.streaming.encoder import StreamingEncoder
 from tokenverse_pp.decoding.streaming.fronts import WhisperFront
@@ -73,11 +73,9 @@ class GivenMel(nn.Module):
 
 
 def windowed_waves(window: Tensor, n_fft: int) -> Tensor:
-    """The discrete Fourier transform of windows as a matrix, (2 * bins, len(window)) float64: cosines, then sines.
+    """The Fourier transform of length ``n_fft`` of windows as a matrix (2 * bins, len(window)): cosines, then sines.
 
-    Args:
-        window: factors of the samples; at most ``n_fft`` values.
-        n_fft: length of the transform, which has n_fft // 2 + 1 bins.
+    It is float64. The bins are n_fft // 2 + 1, and the values of ``window`` at most ``n_fft``.
     """
     bins, places = torch.arange(n_fft // 2 + 1, dtype=torch.float64), torch.arange(len(window), dtype=torch.float64)
     angles = 2 * math.pi / n_fft * torch.outer(bins, places)
@@ -193,15 +191,11 @@ def log_mel_of(model: Transducer) -> Optional[LogMel]:
     return next((module for module in model.modules() if isinstance(module, LogMel)), None)
 
 
-def prepared(model: Transducer, given_mel: bool = True) -> Transducer:
-    """Return a traceable copy with the same output, in eval mode on the CPU.
+def prepared(model: Transducer, log_mel: Optional[Callable[[LogMel], nn.Module]] = None) -> Transducer:
+    """Return a traceable copy with the same output, in eval mode on the CPU (raises UserError if there can be none).
 
     Args:
-        model: the model, in any mode and on any device.
-        given_mel: whether the copy takes log-mel instead of audio (`GivenMel`).
-
-    Raises:
-        UserError: for an encoder that cannot be exported.
+        log_mel: makes what replaces each `LogMel`, such as `GivenMel`; None: it stays.
     """
     model = copy.deepcopy(model).eval().cpu().float()
     model.requires_grad_(False)
@@ -209,8 +203,8 @@ def prepared(model: Transducer, given_mel: bool = True) -> Transducer:
         raise UserError("export: WavLM encoders cannot be exported: their attention is no plain sum of products")
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if given_mel and isinstance(child, LogMel):
-                setattr(parent, name, GivenMel(child))
+            if log_mel is not None and isinstance(child, LogMel):
+                setattr(parent, name, log_mel(child))
             elif isinstance(child, PowerSpectrum):
                 setattr(parent, name, ProductSpectrum(child))
     for vectors in model.task_vectors:
@@ -328,10 +322,8 @@ def trace_chunks(model: Transducer, chunks: ChunkOptions, d: Description, folder
         `Description.streaming`.
 
     Raises:
-        UserError: for chunks or an encoder that cannot be streamed, and for a cache that grows.
+        UserError: for chunks or an encoder that cannot be streamed.
     """
-    if chunks.left_chunks < 0:
-        raise UserError(f"--left-chunks={chunks.left_chunks}: a graph's caches cannot grow: expected 0 or more")
     streaming, encoder = StreamingEncoder(model, chunks), model.encoder
     stages, backbone, samples = streaming.stages, cast(Any, encoder.backbone), streaming.chunk_samples
     if isinstance(backbone, WhisperBackbone):
@@ -357,9 +349,7 @@ def trace_chunks(model: Transducer, chunks: ChunkOptions, d: Description, folder
         if not first and any(a.shape != b.shape for a, b in zip(states, graph(example, active, *states)[1:])):
             raise UserError("export: what this encoder keeps of a stream changes its size: expected other chunks")
     return {
-        "chunk_ms": chunks.chunk_ms,
-        "left_chunks": chunks.left_chunks,
-        "sinks": chunks.sinks,
+        **{name: getattr(chunks, name) for name in IN_CHUNKS},
         "chunk_samples": samples,
         "chunk_frames": streaming.chunk_frames,
         "framing": [*framing, [1, encoder.stack]],
@@ -425,20 +415,28 @@ def errors_of(found: np.ndarray, expected: np.ndarray) -> Dict[str, float]:
     return {"max": float(difference.max()) / scale, "rms": float(np.sqrt(np.mean(difference**2))) / scale}
 
 
-def check_agreement(part: str, errors: Dict[str, float], precision: str) -> None:
-    """Check that the errors of a part are within the tolerance of a precision (raises UserError)."""
+def agreement(
+    part: str, pairs: Sequence[Tuple[Sequence[np.ndarray], Sequence[np.ndarray]]], precision: str
+) -> Dict[str, float]:
+    """Check that a part of the graphs agrees with torch; return the largest and RMS error (`errors_of`) of all cases.
+
+    Args:
+        pairs: for each case the frames or logits (T, ..) of its utterances or chunks, from the graphs and from torch.
+
+    Raises:
+        UserError: if the number of frames differs, or an error exceeds the tolerance of the precision.
+    """
+    if any(len(a) != len(b) for found, expected in pairs for a, b in zip(found, expected)):
+        raise UserError("export: the graphs give another number of frames than torch: nothing was written")
+    cases = [errors_of(np.concatenate(found), np.concatenate(expected)) for found, expected in pairs]
+    errors = {key: max(case[key] for case in cases) for key in ("max", "rms")}
     for kind, most in (("max", TOLERANCES[precision]), ("rms", RMS_TOLERANCES[precision])):
         if not errors[kind] <= most:
             raise UserError(
                 f"export: {part} of the graphs and of torch differ by {errors[kind]:.2g} ({kind}), "
                 f"more than {most:g}: nothing was written"
             )
-
-
-def check_frames(found: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> None:
-    """Check that graphs give as many frames as torch (raises UserError)."""
-    if any(len(a) != len(b) for a, b in zip(found, expected)):
-        raise UserError("export: the graphs give another number of frames than torch: nothing was written")
+    return errors
 
 
 def reduce_precision(path: Path, precision: str) -> None:
@@ -494,11 +492,7 @@ def to_float16(path: Path) -> None:
 
 
 def describe(path: Path, values: Dict[str, Any]) -> None:
-    """Write values to the metadata of a graph, as JSON unless they are text, and check the graph.
-
-    Raises:
-        onnx.checker.ValidationError: if the ONNX is invalid, which is a bug.
-    """
+    """Write values to the metadata of a graph, as JSON unless they are text, and check the graph."""
     import onnx
 
     model = onnx.load(path, load_external_data=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Dict, FrozenSet, List, Optional, Sequence, Tuple, Union
 
@@ -39,11 +39,7 @@ log = logging.getLogger(__name__)
 
 
 def open_graph(path: Path, threads: int) -> Any:
-    """Open a graph as an ``onnxruntime.InferenceSession`` on the CPU.
-
-    Raises:
-        UserError: if onnxruntime is missing or cannot run the file.
-    """
+    """Open a graph as an ``onnxruntime.InferenceSession`` (raises UserError if onnxruntime is missing or fails)."""
     with needing("tokenverse_pp.runtime needs onnxruntime", "onnx"):
         import onnxruntime
     options = onnxruntime.SessionOptions()
@@ -288,23 +284,21 @@ class Runtime(Exported):
         return [row[:length] for row, length in zip(frames, frame_lens.tolist())]
 
 
+@dataclass(eq=False)
 class RuntimeStream:
     """One stream of a `StreamingRuntime`: a handle to pass back to it."""
 
-    def __init__(
-        self,
-        states: Dict[str, np.ndarray],
-        active: np.ndarray,
-        search: Search,
-        words: StreamWords,
-        removed: FrozenSet[int] = frozenset(),
-    ):
-        self.states, self.active, self.search, self.words = states, active, search, words
-        self.removed = removed  # tokens that are stripped from its events
-        self.log_mel: Optional[RunningLogMel] = None
-        self.waiting = np.zeros(0, dtype=np.float32)  # samples that do not fill a chunk yet
-        self.heard, self.chunks, self.frames = 0, 0, 0  # samples pushed, chunks and frames encoded
-        self.closed = False
+    states: Dict[str, np.ndarray]
+    active: np.ndarray
+    search: Search
+    words: StreamWords
+    removed: FrozenSet[int]  # tokens that are stripped from its events
+    log_mel: Optional[RunningLogMel]
+    waiting: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.float32))  # samples of the next chunk
+    heard: int = 0  # samples pushed
+    chunks: int = 0  # encoded, as are frames
+    frames: int = 0
+    closed: bool = False
 
     def tokens(self, hypothesis: Hypothesis) -> List[Token]:
         """The tokens of a hypothesis that its events contain."""
@@ -344,10 +338,8 @@ class StreamingRuntime(Exported):
         options = options or SearchOptions("greedy")
         decoded, removed = self.selection(active, options)
         search = self.start_search(decoded, options)
-        stream = RuntimeStream(states, self.mask(decoded)[None], search, StreamWords(self.reader), removed)
-        if self.log_mel is not None:
-            stream.log_mel = RunningLogMel(self.log_mel)
-        return stream
+        log_mel = RunningLogMel(self.log_mel) if self.log_mel is not None else None
+        return RuntimeStream(states, self.mask(decoded)[None], search, StreamWords(self.reader), removed, log_mel)
 
     def push(self, stream: RuntimeStream, audio: np.ndarray) -> List[Event]:
         """Add any number of samples (S,), floats at 16 kHz, to a stream; return its new events.

@@ -73,11 +73,7 @@ def from_sherpa(
 
 
 def read_result(result: Any) -> Tuple[List[str], List[float], List[float]]:
-    """Pieces, times in seconds and log-probabilities of a result; the last are empty if it has none.
-
-    Raises:
-        UserError: if it is not a result.
-    """
+    """Pieces, times in seconds and log-probabilities (if it has any) of a result (raises UserError if it is none)."""
     if isinstance(result, str):
         result = json_of(result, "result of sherpa-onnx")
     values: Mapping[str, Any] = result if isinstance(result, Mapping) else {n: getattr(result, n, None) for n in FIELDS}

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tokenverse_pp.base.config import SAMPLE_RATE
+from tokenverse_pp.base.config import IN_CHUNKS, SAMPLE_RATE
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.options import ExportOptions, Inactive
 from tokenverse_pp.data.tokenizer import UNK_ID
@@ -32,18 +32,8 @@ from tokenverse_pp.models.encoders.base import stacked_lens
 from tokenverse_pp.models.encoders.whisper import LogMel
 from tokenverse_pp.models.predictor import StatelessPredictor
 from tokenverse_pp.models.transducer import Transducer
+from tokenverse_pp.onnx import graphs
 from tokenverse_pp.onnx.folder import TOKENS, WEIGHTS, Description
-from tokenverse_pp.onnx.graphs import (
-    check_agreement,
-    check_frames,
-    describe,
-    errors_of,
-    prepared,
-    reduce_precision,
-    share_weights,
-    trace,
-    windowed_waves,
-)
 from tokenverse_pp.onnx.runtime import open_graph
 
 CTC_FRAME = 0.02  # seconds, fixed in sherpa-onnx
@@ -89,7 +79,7 @@ class ProductLogMel(nn.Module):
         super().__init__()
         self.hop, self.n_fft = log_mel.hop, log_mel.n_fft
         self.register_buffer("filters", log_mel.filters.clone())
-        self.register_buffer("waves", windowed_waves(log_mel.window, self.n_fft).float().unsqueeze(1))
+        self.register_buffer("waves", graphs.windowed_waves(log_mel.window, self.n_fft).float().unsqueeze(1))
 
     def frame_lens(self, lens: Tensor) -> Tensor:
         """Samples -> frames of 10 ms."""
@@ -142,12 +132,7 @@ def normalised(audio: np.ndarray) -> np.ndarray:
 
 
 def write_sherpa(loaded: ModelBundle, folder: Path, description: Description, options: ExportOptions) -> Description:
-    """Write the files of an export for sherpa-onnx, except the README.
-
-    Args:
-        folder: an empty folder.
-        description: description of the model, without ``sherpa`` and ``check``.
-        options: export options; ``form`` is not None.
+    """Write the files of an export for sherpa-onnx, except the README, to an empty folder.
 
     Returns:
         The description, with ``sherpa`` and the comparison with torch.
@@ -159,18 +144,19 @@ def write_sherpa(loaded: ModelBundle, folder: Path, description: Description, op
     from tokenverse_pp.onnx.sherpa_prompt import prompt_sets, prompt_tokens, write_prompt
 
     predictor = loaded.model.predictor
-    if options.form != "ctc" and not isinstance(predictor, StatelessPredictor):
+    said = ""
+    if not isinstance(predictor, StatelessPredictor):
         said = "its predictor remembers more than the last few tokens, which a graph here cannot"
-        raise UserError(f"export for sherpa-onnx, form {options.form}: {said}")
-    if options.form != "ctc" and predictor.symbols_per_frame > 1:
+    elif predictor.symbols_per_frame > 1:
         said = "it writes several symbols a frame (model.symbols_per_frame), and a graph here one"
+    if said and options.form != "ctc":
         raise UserError(f"export for sherpa-onnx, form {options.form}: {said}")
     about: Dict[str, Any] = {"form": options.form}
     if options.chunks is None:
         check_ctc(loaded, description.frame_shift)
     else:
         check_online(loaded, description, options)
-        about.update(delay=DELAY, **{key: getattr(options.chunks, key) for key in ("chunk_ms", "left_chunks", "sinks")})
+        about.update(delay=DELAY, **{key: getattr(options.chunks, key) for key in IN_CHUNKS})
     pieces = loaded.tokenizer.pieces()
     choose = chosen_sets
     if options.form == "prompt":
@@ -195,15 +181,15 @@ def write_ctc(
     normalises = bool(getattr(loaded.model.encoder.backbone, "normalise", False))
     level, repeat = 1.0 if normalises else LEVEL, round(description.frame_shift / CTC_FRAME)
     for item in sets:
-        graph = CtcGraph(with_product_log_mel(loaded.model), item, level, repeat)
-        axes = {"x": {1: "S"}, "logits": {1: "T"}}
-        trace(graph, folder / item.file, {"x": torch.randn(1, SAMPLE_RATE)}, ["logits"], options.opset, axes, rows="")
-        reduce_precision(folder / item.file, options.precision)
+        graph = CtcGraph(graphs.prepared(loaded.model, ProductLogMel), item, level, repeat)
+        example, axes = {"x": torch.randn(1, SAMPLE_RATE)}, {"x": {1: "S"}, "logits": {1: "T"}}
+        graphs.trace(graph, folder / item.file, example, ["logits"], options.opset, axes, rows="")
+        graphs.reduce_precision(folder / item.file, options.precision)
     if len(sets) > 1:
-        share_weights(folder, [item.file for item in sets], WEIGHTS)
+        graphs.share_weights(folder, [item.file for item in sets], WEIGHTS)
     errors = []
     for item in sets:
-        describe(folder / item.file, {"tokenverse_pp": description.tokenverse_pp, "tasks": list(item.tasks)})
+        graphs.describe(folder / item.file, {"tokenverse_pp": description.tokenverse_pp, "tasks": list(item.tasks)})
         errors.append(compare_ctc(folder / item.file, CtcGraph(loaded.model, item, level, repeat), options.precision))
     return errors
 
@@ -228,11 +214,7 @@ def chosen_sets(loaded: ModelBundle, options: ExportOptions, inactive: Inactive)
 
 
 def tokens_text(pieces: Sequence[str]) -> str:
-    """The text of ``tokens.txt``: a piece and its id per line.
-
-    Raises:
-        UserError: for pieces that sherpa-onnx would misread.
-    """
+    """The text of ``tokens.txt``: a piece and its id per line (raises UserError if sherpa-onnx would misread it)."""
     wrong = [piece for piece in pieces if piece in DROPPED or any(space in piece for space in SPACES) or not piece]
     if wrong:
         raise UserError(f"export: sherpa-onnx cannot write the piece {wrong[0]!r} of this vocabulary")
@@ -252,25 +234,8 @@ def check_ctc(loaded: ModelBundle, frame_shift: float) -> None:
         raise UserError(f"export for sherpa-onnx, form ctc: {said}: expected a multiple of it (encoder.stack)")
 
 
-def with_product_log_mel(model: Transducer) -> Transducer:
-    """Return a copy that can be traced for the audio of one utterance."""
-    model = prepared(model, given_mel=False)
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, LogMel):
-                setattr(parent, name, ProductLogMel(child))
-    return model
-
-
 def compare_ctc(path: Path, reference: CtcGraph, precision: str) -> Dict[str, float]:
-    """Compare a graph with the same module of the model in torch, on random audio of several lengths.
-
-    Returns:
-        Largest and RMS error of the logits, relative to the RMS of torch's.
-
-    Raises:
-        UserError: if an error exceeds the tolerance.
-    """
+    """Compare a graph with the same module in torch, on random audio of several lengths (`agreement`)."""
     random, session = np.random.default_rng(0), open_graph(path, 1)
     found, expected = [], []
     for seconds in LENGTHS:
@@ -278,7 +243,4 @@ def compare_ctc(path: Path, reference: CtcGraph, precision: str) -> Dict[str, fl
         found.append(session.run(None, {"x": audio})[0][0])
         with torch.inference_mode():
             expected.append(reference(torch.from_numpy(audio))[0].numpy())
-    check_frames(found, expected)
-    errors = errors_of(np.concatenate(found), np.concatenate(expected))
-    check_agreement("logits", errors, precision)
-    return errors
+    return graphs.agreement("logits", [(found, expected)], precision)

@@ -37,20 +37,8 @@ from tokenverse_pp.models.bundle import ModelBundle
 from tokenverse_pp.models.encoders.chunks import convolve
 from tokenverse_pp.models.encoders.whisper import LEAST, LogMel, WhisperBackbone
 from tokenverse_pp.models.transducer import Transducer
+from tokenverse_pp.onnx import graphs
 from tokenverse_pp.onnx.folder import WEIGHTS, Description
-from tokenverse_pp.onnx.graphs import (
-    PredictorGraph,
-    check_agreement,
-    check_frames,
-    describe,
-    errors_of,
-    log_mel_of,
-    prepared,
-    reduce_precision,
-    share_weights,
-    torch_stream,
-    trace,
-)
 from tokenverse_pp.onnx.runtime import open_graph
 from tokenverse_pp.onnx.sherpa_export import SherpaSet
 
@@ -190,7 +178,7 @@ class OnlineGraph(nn.Module):
         return torch.cat([frames, mark[:, :, None]], dim=2), caches
 
 
-class OnlinePredictor(PredictorGraph):
+class OnlinePredictor(graphs.PredictorGraph):
     """The predictor for sherpa-onnx's contexts, which start with ids of -1."""
 
     def forward(self, y: Tensor) -> Tensor:
@@ -217,15 +205,12 @@ class OnlineJoiner(nn.Module):
 
 def check_online(loaded: ModelBundle, description: Description, options: ExportOptions) -> None:
     """Check that the form ``online`` or ``prompt`` supports a model (raises UserError)."""
-    form, chunks = f"export for sherpa-onnx, form {options.form}", options.chunks
-    assert chunks is not None
+    form = f"export for sherpa-onnx, form {options.form}"
     if not isinstance(getattr(loaded.model.encoder, "backbone", None), WhisperBackbone):
         raise UserError(f"{form}: sherpa-onnx computes the log-mel of Whisper, and this encoder takes audio")
     if abs(description.frame_shift - ONLINE_FRAME) > 1e-6:
         said = f"a frame of the encoder lasts {1000 * description.frame_shift:g} ms"
         raise UserError(f"{form}: {said}, and in sherpa-onnx 40 ms (model.encoder.stack=2)")
-    if chunks.left_chunks < 0:
-        raise UserError(f"--left-chunks={chunks.left_chunks}: a graph's caches cannot grow: expected 0 or more")
 
 
 def write_online(
@@ -233,11 +218,11 @@ def write_online(
 ) -> List[Dict[str, float]]:
     """Write the graphs of the form ``online``; return the errors of the frames of each encoder."""
     assert options.chunks is not None
-    model, errors = prepared(loaded.model, given_mel=False), []
+    model, errors = graphs.prepared(loaded.model), []
     context = torch.ones(2, description.context_size, dtype=torch.int64)
-    trace(OnlinePredictor(model), folder / DECODER, {"y": context}, ["decoder_out"], options.opset)
+    graphs.trace(OnlinePredictor(model), folder / DECODER, {"y": context}, ["decoder_out"], options.opset)
     sizes = {"vocab_size": str(description.vocab_size), "context_size": str(description.context_size)}
-    describe(folder / DECODER, sizes)
+    graphs.describe(folder / DECODER, sizes)
     for item in sets:
         graph = OnlineGraph(model, options.chunks, item.active).eval()
         inputs = {"x": torch.randn(2, graph.mel_frames, graph.bins), **graph.start(2)}
@@ -245,21 +230,20 @@ def write_online(
         axes = {name + end: {second.get(name, 0): "N"} for name in inputs for end in ("", ".next")}
         axes["encoder_out"] = {0: "N"}
         outputs = ["encoder_out", *(f"{name}.next" for name in list(inputs)[1:])]
-        trace(graph, folder / item.file, inputs, outputs, options.opset, axes, rows="")
-        reduce_precision(folder / item.file, options.precision)
+        graphs.trace(graph, folder / item.file, inputs, outputs, options.opset, axes, rows="")
+        graphs.reduce_precision(folder / item.file, options.precision)
         pair = {"encoder_out": torch.zeros(2, description.joiner_dim + 1)}
         pair["decoder_out"] = torch.zeros(2, description.joiner_dim)
-        trace(OnlineJoiner(model, item.suppressed), folder / item.joiner, pair, ["logit"], options.opset)
-        describe(folder / item.joiner, {"joiner_dim": str(description.joiner_dim)})
+        graphs.trace(OnlineJoiner(model, item.suppressed), folder / item.joiner, pair, ["logit"], options.opset)
+        graphs.describe(folder / item.joiner, {"joiner_dim": str(description.joiner_dim)})
     if len(sets) > 1:
-        share_weights(folder, [item.file for item in sets], WEIGHTS)
+        graphs.share_weights(folder, [item.file for item in sets], WEIGHTS)
     for item in sets:
         metadata = {name: str(size) for name, size in SIZES.items()}
         metadata.update(model_type="zipformer2", feature="whisper", left_context_len="1")
-        metadata.update(
-            query_head_dims=str(graph.size), T=str(graph.mel_frames), decode_chunk_len=str(graph.mel_frames)
-        )
-        describe(folder / item.file, {**metadata, "tasks": ",".join(item.tasks)})
+        frames = str(graph.mel_frames)
+        metadata.update(query_head_dims=str(graph.size), T=frames, decode_chunk_len=frames)
+        graphs.describe(folder / item.file, {**metadata, "tasks": ",".join(item.tasks)})
         errors.append(compare_online(loaded, folder / item.file, graph, item, options))
     return errors
 
@@ -276,16 +260,9 @@ def mel_windows(log_mel: LogMel, audio: np.ndarray, frames: int) -> np.ndarray:
 def compare_online(
     loaded: ModelBundle, path: Path, graph: OnlineGraph, item: SherpaSet, options: ExportOptions
 ) -> Dict[str, float]:
-    """Compare an encoder with torch over some chunks of a stream of random audio.
-
-    Returns:
-        Largest and RMS error of the frames, relative to the RMS of torch's.
-
-    Raises:
-        UserError: if an error exceeds the tolerance.
-    """
+    """Compare an encoder with torch over some chunks of a stream of random audio (`agreement`)."""
     assert options.chunks is not None
-    log_mel = log_mel_of(loaded.model)
+    log_mel = graphs.log_mel_of(loaded.model)
     assert log_mel is not None
     session, states = open_graph(path, 1), {name: tensor.numpy() for name, tensor in graph.start(1).items()}
     samples = graph.mel_frames * SAMPLE_RATE // 100
@@ -305,8 +282,5 @@ def errors_of_stream(
     assert options.chunks is not None
     found[0] = found[0][1:]  # the dummy
     names = [name for name, is_active in zip(loaded.tasks.names, item.active[0].tolist()) if is_active]
-    expected = torch_stream(loaded, options.chunks, audio, names, registers=0)
-    check_frames(found, expected)
-    errors = errors_of(np.concatenate(found), np.concatenate(expected))
-    check_agreement("encoder", errors, options.precision)
-    return errors
+    expected = graphs.torch_stream(loaded, options.chunks, audio, names, registers=0)
+    return graphs.agreement("encoder", [(found, expected)], options.precision)

@@ -185,11 +185,7 @@ class PromptJoiner(nn.Module):
 
 
 def prompt_tokens(pieces: Sequence[str]) -> List[str]:
-    """The pieces of the model in sherpa-onnx's order, followed by ``<nop>`` and the blank.
-
-    Raises:
-        UserError: for pieces that sherpa-onnx leaves out of its results.
-    """
+    """The pieces in sherpa-onnx's order, then ``<nop>`` and the blank (raises UserError for pieces it leaves out)."""
     wrong = [piece for piece in pieces[2:] if LANGUAGE.fullmatch(piece)]
     if wrong:
         raise UserError(f"export for sherpa-onnx, form prompt: it never writes the piece {wrong[0]!r}")
@@ -226,7 +222,7 @@ def write_prompt(
 ) -> List[Dict[str, float]]:
     """Write the graphs of the form ``prompt``; return the errors of the encoder's frames, in a list."""
     assert options.chunks is not None
-    model, (encoder, joiner) = prepared(loaded.model, given_mel=False), sets[0][:2]
+    model, (encoder, joiner) = prepared(loaded.model), sets[0][:2]
     graph, size = PromptGraph(model, options.chunks, sets).eval(), description.context_size
     numbers, states = torch.tensor([graph.mel_frames] * 2), graph.start(2)
     inputs = {"audio_signal": torch.randn(2, graph.bins, graph.mel_frames), "length": numbers, **states}
@@ -257,15 +253,9 @@ def write_prompt(
 def compare_prompt(
     loaded: ModelBundle, path: Path, graph: PromptGraph, sets: Sequence[SherpaSet], options: ExportOptions
 ) -> Dict[str, float]:
-    """Compare an encoder with torch over some chunks of random audio, a stream for each set, all in one batch.
+    """Compare an encoder with torch over some chunks of random audio, a stream for each set, all at once (`agreement`).
 
     The features are such that `mel_from_fbank` yields exactly Whisper's mel powers.
-
-    Returns:
-        Largest and RMS error of the frames, relative to the RMS of torch's.
-
-    Raises:
-        UserError: if an error exceeds the tolerance.
     """
     assert options.chunks is not None
     front: Any = graph.stages[0]

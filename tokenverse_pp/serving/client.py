@@ -182,7 +182,7 @@ def transcribe(
     on_ready: Optional[Callable[[Event], None]] = None,
     **options: Any,
 ) -> List[Event]:
-    """Send audio, and collect all events.
+    """Send audio, and collect all events (raises UserError, see `StreamClient`).
 
     Args:
         url: see `StreamClient`.
@@ -194,9 +194,6 @@ def transcribe(
 
     Returns:
         All events; the text of the last, ``end``, is the whole transcript.
-
-    Raises:
-        UserError: see `StreamClient`.
     """
     pieces = [audio] if isinstance(audio, np.ndarray) else audio
 

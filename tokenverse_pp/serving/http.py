@@ -90,16 +90,7 @@ def answer(status: int, body: bytes, kind: str, host: Optional[str] = None, clos
 
 
 class Monitor:
-    """Counters and measurements of a server for Prometheus (listed in docs/deployment.md).
-
-    Attributes:
-        audio: seconds of audio that the model has processed, by ``kind`` (stream, upload).
-        ended: streams by the reason for their end (``how``: end, gone, the code of an error, ..).
-        requests: HTTP requests by ``path`` and ``status``.
-        errors: errors sent to clients, by ``kind`` and ``code``.
-        stream_latency: seconds from the last sample of a chunk to its events.
-        upload_latency: seconds from the first byte of an upload to its transcript.
-    """
+    """Counters and measurements of a server for Prometheus (docs/deployment.md explains them and their labels)."""
 
     def __init__(self, server: StreamingServer):
         registry = self.registry = CollectorRegistry()

@@ -165,13 +165,9 @@ async def read_form(request: web.Request, limits: Limits) -> UploadForm:
 
 @dataclass(frozen=True)
 class TranscriptionRequest:
-    """What a client requests.
+    """What a client requests."""
 
-    Args:
-        format: one of `RESPONSE_FORMATS`.
-    """
-
-    format: str
+    format: str  # one of `RESPONSE_FORMATS`
     stream: bool
     granularities: Tuple[str, ...]
     options: TranscribeOptions
@@ -232,9 +228,7 @@ def _options(form: UploadForm, model: UploadModel, is_stream: bool) -> Transcrib
     if tasks is not None:
         offered = options.tasks or model.known.names
         wanted = names_of(tasks)
-        if not wanted:
-            _wrong("tasks", f"expected some of {', '.join(offered)}, found {shown(tasks)}")
-        for name in wanted:
+        for name in wanted or (tasks,):
             if name not in offered:
                 _wrong("tasks", f"expected some of {', '.join(offered)}, found {shown(name)}")
         options = model.options_for(wanted)
@@ -266,9 +260,6 @@ def to_verbose_json(
     transcript: Transcript, granularities: Sequence[str], piece_ids: Mapping[str, int]
 ) -> Dict[str, Any]:
     """OpenAI's object, extended by the keys of `Transcript.to_dict` that it does not have."""
-    own = {
-        key: value for key, value in transcript.to_dict().items() if key not in ("name", "words", "text", "duration")
-    }
     found: Dict[str, Any] = {
         "task": "transcribe",
         "language": transcript.language or "und",  # BCP 47: undetermined
@@ -284,7 +275,8 @@ def to_verbose_json(
         ids = _ids_of_words(transcript, piece_ids)
         parts = enumerate(paragraphs(transcript))
         found["segments"] = [_segment(number, part, transcript, ids) for number, part in parts]
-    return {**found, **{key: value for key, value in own.items() if key not in found}}
+    own = {key: value for key, value in transcript.to_dict().items() if key not in ("name", "words", *found)}
+    return {**found, **own}
 
 
 def _ids_of_words(transcript: Transcript, piece_ids: Mapping[str, int]) -> List[List[int]]:
@@ -363,16 +355,12 @@ class OpenAIApi:
             return web.Response(status=204, headers=PREFLIGHT)  # before the token, which browsers do not send here
         if not access.allows_token(bearer(request.headers.get("Authorization"))):
             raise ApiError(401, "Incorrect API key provided: the server's token is expected", code="invalid_api_key")
-        model = self.server.model
-        methods: Dict[str, Tuple[str, Callable[..., Any]]] = {
-            TRANSCRIPTIONS: ("POST", self._transcribe),
-            MODELS: ("GET", self._list),
-        }
-        path = request.path
-        if path.startswith(f"{MODELS}/"):
-            method, handler = "GET", self._retrieve
-        elif path in methods:
-            method, handler = methods[path]
+        model, path = self.server.model, request.path
+        handler: Callable[..., Any]
+        if path == TRANSCRIPTIONS:
+            method, handler = "POST", self._transcribe
+        elif path == MODELS or path.startswith(f"{MODELS}/"):
+            method, handler = "GET", self._models
         else:
             raise ApiError(404, f"Unknown request URL: {request.method} {shown(path)}", code="unknown_url")
         if request.method != method:
@@ -381,22 +369,14 @@ class OpenAIApi:
             raise ApiError(404, "this server takes streams only", code="unknown_url")
         return await handler(request, model)
 
-    async def _list(self, request: web.Request, model: UploadModel) -> web.Response:
-        return _json({"object": "list", "data": [self._about(model)]})
-
-    async def _retrieve(self, request: web.Request, model: UploadModel) -> web.Response:
+    async def _models(self, request: web.Request, model: UploadModel) -> web.Response:
+        """The model that the path names, or the list of models."""
+        about = {"id": model.name, "object": "model", "created": self._created, "owned_by": "tokenverse_pp"}
+        about["tasks"] = list(model.options.tasks or model.known.names)
+        if request.path == MODELS:
+            return _json({"object": "list", "data": [about]})
         check_model(request.path[len(MODELS) + 1 :], model)
-        return _json(self._about(model))
-
-    def _about(self, model: UploadModel) -> Dict[str, Any]:
-        tasks = list(model.options.tasks or model.known.names)
-        return {
-            "id": model.name,
-            "object": "model",
-            "created": self._created,
-            "owned_by": "tokenverse_pp",
-            "tasks": tasks,
-        }
+        return _json(about)
 
     async def _transcribe(self, request: web.Request, model: UploadModel) -> web.StreamResponse:
         began = time.monotonic()

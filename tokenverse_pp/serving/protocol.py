@@ -46,11 +46,7 @@ CLOSE_CODES = {
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of a server and of each of its streams.
-
-    Raises:
-        UserError: for a limit that no stream could work with.
-    """
+    """Limits of a server and of each of its streams (raises UserError for one that no stream could work with)."""
 
     streams: int = 50
     """Streams open at once; further ones are refused."""
@@ -90,12 +86,7 @@ class Limits:
 
 
 class StreamError(Exception):
-    """Ends a stream early.
-
-    Args:
-        code: a key of `CLOSE_CODES`.
-        message: one line: what was wrong and what was expected.
-    """
+    """Ends a stream early, with a code (a key of `CLOSE_CODES`) and a line that says what was expected."""
 
     def __init__(self, code: str, message: str):
         super().__init__(message)
@@ -108,6 +99,7 @@ class StreamError(Exception):
         return f"{self.code}: {self.message}".encode("ascii", "replace")[:MOST_REASON].decode("ascii")
 
 
+SCALES = ("hotword_score", "lm_scale", "lm_bonus")
 Phrases = Tuple[Union[str, Tuple[str, float]], ...]
 
 
@@ -162,9 +154,7 @@ class Start:
             changes.update(languages=self.language, force_language=True)
         if self.hotwords is not None:
             changes["hotwords"] = self.hotwords or None
-        for name in ("hotword_score", "lm_scale", "lm_bonus"):
-            if getattr(self, name) is not None:
-                changes[name] = getattr(self, name)
+        changes.update({name: value for name in SCALES if (value := getattr(self, name)) is not None})
         if default.lm is None and self.asks_for_lm:
             raise UserError("field 'lm': this server has no language model (`tokenverse-pp serve --lm`)")
         if self.lm is False:
@@ -198,15 +188,7 @@ FIELDS = {
 
 
 def read_control(text: str, known_tasks: Sequence[str]) -> Control:
-    """Read a text message.
-
-    Args:
-        text: the message.
-        known_tasks: names of the tasks that the server offers.
-
-    Raises:
-        StreamError: ``bad_message``, which names the field.
-    """
+    """Read a text message to a server of these tasks (raises StreamError ``bad_message``, which names the field)."""
     if len(text) > MOST_CONTROL:
         raise _bad(f"control message of {len(text)} characters: expected at most {MOST_CONTROL}; send audio as binary")
     try:
@@ -241,7 +223,7 @@ def _read_start(message: Mapping[str, Any], known_tasks: Sequence[str]) -> Start
         raise _bad(f"field 'sample_rate': expected {SAMPLE_RATE} (resample before sending), found {shown(rate)}")
     if not isinstance(name, str) or name not in FORMATS:
         raise _bad(f"field 'format': expected one of {', '.join(FORMATS)}, found {shown(name)}")
-    given = {key: message[key] for key in ("hotword_score", "lm_scale", "lm_bonus") if message.get(key) is not None}
+    given = {key: message[key] for key in SCALES if message.get(key) is not None}
     for field, value in given.items():
         if not is_finite(value):
             raise _bad(f"field '{field}': expected a number, found {shown(value)}")
@@ -262,9 +244,9 @@ def _read_start(message: Mapping[str, Any], known_tasks: Sequence[str]) -> Start
 def _read_language(message: Mapping[str, Any]) -> Optional[Tuple[str, ...]]:
     """The field ``language``: a code, or a list of codes."""
     language = message.get("language")
-    codes = [language] if isinstance(language, str) else language
     if language is None:
         return None
+    codes = [language] if isinstance(language, str) else language
     if not isinstance(codes, list) or not codes or not all(isinstance(code, str) for code in codes):
         raise _bad(f"field 'language': expected a code such as 'fr', or a list of codes, found {shown(language)}")
     return tuple(codes)
@@ -304,14 +286,7 @@ def _bad(message: str) -> StreamError:
 
 
 def read_audio(data: bytes, format: str) -> np.ndarray:
-    """Read a binary message.
-
-    Args:
-        data: samples of one channel, little-endian.
-        format: a key of `FORMATS`.
-
-    Returns:
-        ``(S,)`` float32.
+    """Read a binary message: little-endian samples of one channel in a format of `FORMATS` -> ``(S,)`` float32.
 
     Raises:
         StreamError: ``bad_audio``.

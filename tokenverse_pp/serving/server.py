@@ -46,12 +46,7 @@ COUNTED = {STREAM_PATH, HEALTH_PATH, ALIVE_PATH, METRICS_PATH, OFFER_PATH, *FILE
 
 @dataclass
 class StreamingServer:
-    """Serves a model to many clients, on one port: streams, uploads, the web page.
-
-    Args:
-        access: who may connect.
-        model: the model, for uploads; None for no uploads.
-    """
+    """Serves a model to many clients, on one port: streams, uploads (with a ``model`` for them), the web page."""
 
     engine: Engine
     limits: Limits = field(default_factory=Limits)

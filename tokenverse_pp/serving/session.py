@@ -82,14 +82,10 @@ class StreamSocket(web.WebSocketResponse):
 
 
 class Outbox:
-    """A bounded queue of messages to a client. A new partial replaces a waiting one.
-
-    Args:
-        most: bytes of messages that may wait, without partials.
-    """
+    """A bounded queue of messages to a client. A new partial replaces a waiting one."""
 
     def __init__(self, most: int):
-        self.most = most
+        self.most = most  # bytes of messages that may wait, without partials
         self._queue: Deque[Tuple[str, int]] = deque()  # messages and their bytes; 0 for the partial
         self._size = 0
         self._has_partial = False
@@ -149,12 +145,7 @@ class Ending:
 
 
 class Session:
-    """One stream from its first message to its closed connection.
-
-    Args:
-        server: provides limits, access rules, worker and counters.
-        name: name of the stream in events and logs.
-    """
+    """One stream from its first message to its closed connection; ``name`` is its name in events and logs."""
 
     def __init__(self, server: StreamingServer, request: web.Request, connection: StreamSocket, name: str):
         self.server = server

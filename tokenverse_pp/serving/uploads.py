@@ -137,17 +137,11 @@ class Uploads:
 
     Uploads are decoded in a separate thread, so that streams do not wait for them: torch runs both at once, on a
     single core at half the speed each. Short recordings with the same options are decoded as a batch.
-
-    Args:
-        model: the model; None if nothing can be uploaded.
-
-    Attributes:
-        entered: number of uploads that are received, wait or are decoded.
     """
 
     def __init__(self, model: Optional[UploadModel], limits: Limits):
-        self.model, self.limits = model, limits
-        self.entered = 0
+        self.model, self.limits = model, limits  # no model: nothing can be uploaded
+        self.entered = 0  # uploads that are received, wait or are decoded
         self._seconds_each = 1.0  # running mean of the seconds that an upload occupies the model
         self._changed = threading.Condition()
         self._jobs: Deque[UploadJob] = deque()
@@ -275,13 +269,10 @@ class Uploads:
         settled = None if on_text is None else lambda label, so_far: self._call(on_text, so_far)
         try:
             recognizer = self.model.recognizer_for(left[0].options)
-        except UserError as error:
-            for job in left:
-                self._finish(job, UploadError("options", str(error)))
-            return
         except Exception as error:  # for example no memory for its tables: the thread has to go on
+            failure = UploadError("options", str(error)) if isinstance(error, UserError) else _failed(error)
             for job in left:
-                self._finish(job, _failed(error))
+                self._finish(job, failure)
             return
         try:
             for result in transcribe_in_order(recognizer, [job.heard for job in left], check, settled):

@@ -7,7 +7,7 @@ import logging
 import threading
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field, replace
-from typing import Any, Callable, Deque, Dict, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Deque, Dict, List, Mapping, Optional, Tuple, Union
 
 import numpy as np
 
@@ -68,10 +68,6 @@ class Engine:
     endpoint_thresholds: Mapping[int, float] = field(default_factory=dict)
     inactive: Inactive = "suppress"
     language_tokens: Tuple[str, ...] = ()
-
-    def search_for(self, tasks: Optional[Sequence[str]]) -> SearchOptions:
-        """The default search options of a stream with these tasks; None for all that are offered."""
-        return search_for(self.tasks if tasks is None else tasks, self.search, self.inactive)
 
 
 def build_engine(loaded: ModelBundle, options: StreamingOptions) -> Engine:
@@ -155,10 +151,7 @@ class Worker:
     """Runs an engine for any number of feeds, in a separate thread.
 
     The methods are called on the event loop and do not wait for the model; results are delivered on the event loop
-    too, by ``Feed.deliver``.
-
-    Args:
-        batch: most streams that it processes together.
+    too, by ``Feed.deliver``. At most ``batch`` streams are processed together.
     """
 
     def __init__(self, engine: Engine, batch: int):
@@ -248,15 +241,13 @@ class Worker:
                 if work.reset_at_endpoint not in self.engine.transcribers:
                     raise UserError("field 'reset_at_endpoint': the model does not know the task 'endp'")
                 feed.transcriber = self.engine.transcribers[work.reset_at_endpoint]
-                own = self.engine.search_for(work.tasks)
-                if own.lm is None and self.engine.search.lm is not None and work.asks_for_lm:
-                    raise UserError(
-                        "field 'lm': the server's language models are one per language, and need the task 'lid'"
-                    )
+                default, tasks = self.engine.search, self.engine.tasks if work.tasks is None else work.tasks
+                own = search_for(tasks, default, self.engine.inactive)
+                if own.lm is None and default.lm is not None and work.asks_for_lm:
+                    needs = "the server's language models are one per language, and need the task 'lid'"
+                    raise UserError(f"field 'lm': {needs}")
                 search = work.search(own)
-                feed.stream = feed.transcriber.open(
-                    work.tasks, feed.name, search, bool(work.pauses), self.engine.search.languages
-                )
+                feed.stream = feed.transcriber.open(work.tasks, feed.name, search, bool(work.pauses), default.languages)
             elif isinstance(work, SetTasks):
                 feed.transcriber.set_tasks(feed.stream, work.tasks)
             elif isinstance(work, End):

@@ -155,15 +155,12 @@ _REFERENCES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "{": "&#123;"}
 
 def to_srt(transcript: Transcript) -> str:
     """Return numbered cues (`cues_of`)."""
-    return "\n".join(
-        f"{number}\n{clock(cue.start, ',')} --> {clock(cue.end, ',')}\n{_text(cue)}\n"
-        for number, cue in enumerate(cues_of(transcript), start=1)
-    )
-
-
-def _text(cue: SubtitleCue) -> str:
-    escaped = _MARKUP.sub(lambda match: _REFERENCES[match[0]], "\n".join(cue.lines))
-    return with_escaped_dashes(escaped, cue.has_dash)
+    blocks = []
+    for number, cue in enumerate(cues_of(transcript), start=1):
+        text = _MARKUP.sub(lambda match: _REFERENCES[match[0]], "\n".join(cue.lines))
+        times = f"{clock(cue.start, ',')} --> {clock(cue.end, ',')}"
+        blocks.append(f"{number}\n{times}\n{with_escaped_dashes(text, cue.has_dash)}\n")
+    return "\n".join(blocks)
 
 
 def to_vtt(transcript: Transcript) -> str:
@@ -173,13 +170,10 @@ def to_vtt(transcript: Transcript) -> str:
     """
     blocks = ["WEBVTT\n"]
     for cue in cues_of(transcript):
-        blocks.append(f"{clock(cue.start, '.')} --> {clock(cue.end, '.')}\n{_vtt_text(cue)}\n")
+        text = "\n".join(cue.lines)
+        for sign, reference in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("{\\", "&#123;\\")):
+            text = text.replace(sign, reference)
+        voice = f"<v turn{cue.turn}>" if cue.turn is not None else ""
+        times = f"{clock(cue.start, '.')} --> {clock(cue.end, '.')}"
+        blocks.append(f"{times}\n{voice}{with_escaped_dashes(text, cue.has_dash)}\n")
     return "\n".join(blocks)
-
-
-def _vtt_text(cue: SubtitleCue) -> str:
-    escaped = (
-        "\n".join(cue.lines).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("{\\", "&#123;\\")
-    )
-    voice = f"<v turn{cue.turn}>" if cue.turn is not None else ""
-    return voice + with_escaped_dashes(escaped, cue.has_dash)

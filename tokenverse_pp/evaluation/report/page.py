@@ -19,14 +19,15 @@ from tokenverse_pp.tasks.base import TaskSet
 
 
 def read_beside(hyps: PathLike) -> Tuple[List[Dict[str, Any]], Dict[str, Any]]:
-    """Read the failures, and options and speed, of the run that wrote ``hyps``; empty if these files are missing.
+    """Read failures, and options and speed, of the run that wrote ``hyps``, as far as there are files of them.
 
     Raises:
         UserError: naming a file that is not in the format of decode.py.
     """
     folder = Path(hyps).parent
     path = folder / "failures.jsonl"
-    failures = [_object(path, line, {"id", "reason"}) for line in _lines(path)]
+    lines = path.read_text(encoding="utf-8-sig").split("\n") if path.is_file() else []
+    failures = [_object(path, line, {"id", "reason"}) for line in lines if line.strip()]
     path = folder / "scores.json"
     scores = _object(path, path.read_text(encoding="utf-8-sig"), set()) if path.is_file() else {}
     if isinstance(scores.get("speed"), dict) and not _is_speed(scores["speed"]):
@@ -42,12 +43,6 @@ def _is_speed(speed: Dict[str, Any]) -> bool:
     return bool(parts) and all(
         is_finite(part.get(name, 0 if part is speed else None)) for part in parts for name in needed
     )
-
-
-def _lines(path: Path) -> List[str]:
-    if not path.is_file():
-        return []
-    return [line for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
 
 
 def _object(path: Path, content: str, keys: set) -> Dict[str, Any]:
@@ -71,7 +66,7 @@ def write_report(
     """Write report.html.
 
     Args:
-        path: path of the page; links to audio are relative to its folder.
+        path: of the page; links to audio are relative to its folder.
         cuts: the references; only those with a hypothesis are shown.
         scores: of `scoring.score_hypotheses`, with ``speed`` and ``options`` if decode.py added them.
         tasks: the model's tasks; by default those found in the hypotheses.
@@ -82,8 +77,7 @@ def write_report(
     decoded = [cut for cut in cuts if cut.id in by_id]
     if tasks is None:
         tasks = tasks_of_hypotheses([(cut, by_id[cut.id]) for cut in decoded])
-    apart = tasks.languages
-    items = [utterance_of(cut, by_id[cut.id], corpus_of(cut, corpora or {}), apart) for cut in decoded]
+    items = [utterance_of(cut, by_id[cut.id], corpus_of(cut, corpora or {}), tasks.languages) for cut in decoded]
     page = render(
         "evaluation/report/report.html.j2",
         title=options.title,

@@ -9,7 +9,7 @@ from typing import Any, Dict, List, Mapping, Tuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from tokenverse_pp.evaluation.scoring import find_prf, has_confusion
+from tokenverse_pp.evaluation.scoring import find_prf, has_confusion, percent
 from tokenverse_pp.tasks.registry import BUILT_IN, REGISTRY
 
 Scores = Mapping[str, Any]
@@ -136,12 +136,3 @@ def environment() -> Environment:
 def asset(name: str) -> Markup:
     """A style or script of the package, which is not escaped."""
     return Markup((PACKAGE / name).read_text(encoding="utf-8").strip())
-
-
-def percent(fraction: float) -> str:
-    """A fraction in percent.
-
-    >>> percent(0.1234)
-    '12.3'
-    """
-    return f"{100 * fraction:.1f}"

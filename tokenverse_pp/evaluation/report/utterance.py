@@ -18,7 +18,7 @@ from tokenverse_pp.base.languages import language_group
 from tokenverse_pp.data.access import check_access
 from tokenverse_pp.data.dataset import SAMPLING_RATE, audio_files, load_inputs
 from tokenverse_pp.data.hypotheses import Hypothesis
-from tokenverse_pp.evaluation.report.tables import percent
+from tokenverse_pp.evaluation.scoring import percent
 from tokenverse_pp.metrics.error_rates import error_rates
 from tokenverse_pp.tasks.base import TaskSet
 from tokenverse_pp.tasks.result import written_words
