@@ -5,7 +5,6 @@ Rows pass through a temporary SQLite file, so a table need not be sorted or fit 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pickle
 import re
@@ -22,7 +21,7 @@ from tqdm import tqdm
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.languages import canonical_tag, language_problem
-from tokenverse_pp.data.importing.annotations import Attached, NamedDocuments, SentencesInOrder, open_documents
+from tokenverse_pp.data.importing.annotations import NamedDocuments, SentencesInOrder, open_documents
 from tokenverse_pp.data.importing.audio import AudioFinder, AudioOut
 from tokenverse_pp.data.importing.fields import finish_text
 from tokenverse_pp.data.importing.rows import (
@@ -99,14 +98,6 @@ def tasks_of(rows: Sequence[Row]) -> List[str]:
         if fields and all(row.custom.get(field) is not None for row in rows for field in fields):
             found.append(name)
     return found
-
-
-def reject_group(rows: Sequence[Row], error: BadRow) -> List[Rejected]:
-    """The rows of a cut that cannot be made, each with its reason."""
-    culprit = error.culprit if isinstance(error, BadTurn) else 0
-    bad = Rejected(rows[culprit].place, str(error))
-    others = f"in one cut with {bad.place}, which cannot be mapped"
-    return [bad if i == culprit else Rejected(row.place, others, follows=True) for i, row in enumerate(rows)]
 
 
 def _bounds(row: Row, recording: Recording) -> Tuple[float, float]:
@@ -216,18 +207,11 @@ class _Import:
             return
         rows = iter(rows)
         with ThreadPoolExecutor(self.options.jobs) as pool:
-            while True:
-                batch = list(islice(rows, 16 * self.options.jobs))
-                if not batch:
-                    return
+            while batch := list(islice(rows, 16 * self.options.jobs)):
                 # One row per file: two threads must not write the same file.
                 files = {(item.audio, item.recording): item for item in batch if isinstance(item, Row)}
-                list(pool.map(self._open_ahead, files.values()))
+                list(pool.map(self._channel_of, files.values()))
                 yield from batch
-
-    def _open_ahead(self, row: Row) -> None:
-        with contextlib.suppress(BadRow):  # it is raised again when the row is read
-            self.finder.recording(row)
 
     def _opened(self, row: Row) -> RowOrRejected:
         try:
@@ -277,16 +261,17 @@ class _Import:
             self.ledger.reject(item)
         if not rows:
             return
-        attached = Attached()
+        problems: Dict[int, str] = {}
+        surplus: List[Rejected] = []
         if isinstance(self.documents, NamedDocuments):
-            attached = self.documents.attach(rows, [item.row for item in bad if item.row is not None])
-        reasons = {id(rows[number]): reason for number, reason in attached.problems.items()}
+            problems, surplus = self.documents.attach(rows, [item.row for item in bad if item.row is not None])
+        reasons = {id(rows[number]): reason for number, reason in problems.items()}
         if self.together:
-            if attached.surplus and not reasons:  # the cuts would lack words that were annotated
-                reasons = {id(row): attached.surplus[0].reason for row in rows}
+            if surplus and not reasons:  # the cuts would lack words that were annotated
+                reasons = {id(row): surplus[0].reason for row in rows}
             yield from self._whole_cuts(rows, [item for item in bad if not item.harmless], reasons)
             return
-        self._reject_more(iter(attached.surplus))
+        self._reject_more(surplus)
         for row in rows:
             if id(row) in reasons:
                 self.ledger.reject(Rejected(row.place, reasons[id(row)]))
@@ -331,8 +316,10 @@ class _Import:
                 self.firsts[stretch] = rows[0].place, rows[0].channel
             return cut
         except BadRow as error:
-            for item in reject_group(rows, error):
-                self.ledger.reject(item)
+            culprit = error.culprit if isinstance(error, BadTurn) else 0
+            others = f"in one cut with {rows[culprit].place}, which cannot be mapped"
+            for i, row in enumerate(rows):
+                self.ledger.reject(Rejected(row.place, str(error) if i == culprit else others, follows=i != culprit))
             return None
 
     def _again(self, row: Row, first: Optional[Tuple[Place, Optional[str]]]) -> str:
@@ -409,7 +396,7 @@ class _Import:
             custom=custom or None,
         )
 
-    def _reject_more(self, items: Iterator[Rejected]) -> None:
+    def _reject_more(self, items: Iterable[Rejected]) -> None:
         for item in items:
             self.ledger.read += 1
             self.ledger.reject(item)
