@@ -80,7 +80,7 @@ def test_punctuation_says_where_endpoints_are():
 def test_the_last_sign_of_any_script_says_whether_a_turn_is_complete(complete, ends):
     for end in (end for group in ends for end in group.split(" ")):
         for text in (f"a{end}", f"a {end} "):
-            assert read_words(turn(0, "a", 0, 1, text), "none", None).complete is complete, text
+            assert read_words(turn(0, "a", 0, 1, text), "none").complete is complete, text
 
 
 @pytest.mark.parametrize(

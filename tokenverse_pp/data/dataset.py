@@ -121,9 +121,6 @@ class Target(NamedTuple):
     ids: Tuple[int, ...]
 
 
-Targets = List[Optional[Target]]  # of some cuts, where they are known
-
-
 class KeptTargets:
     """The targets of cuts, as long as the cuts exist: a target is tokenised once an epoch.
 
@@ -145,16 +142,6 @@ class KeptTargets:
     def pop(self, cut: Cut) -> Optional[Target]:
         """`get`, and forget it."""
         return self._of.pop(id(cut), (None, None))[1]
-
-    def pop_all(self, cuts: CutSet) -> Targets:
-        """`pop` the target of each cut."""
-        return [self.pop(cut) for cut in cuts]
-
-    def put_all(self, cuts: CutSet, targets: Targets) -> None:
-        """`put` what `pop_all` gave, in this or another process."""
-        for cut, target in zip(cuts, targets):
-            if target is not None:
-                self.put(cut, target)
 
     def __reduce__(self) -> Tuple[Any, ...]:
         """Worker processes have other cuts; they get the targets with these (`samplers.FromPlace`)."""
@@ -280,7 +267,13 @@ def load_inputs(
             (`tokenverse_pp.data.access`).
     """
     if stored_features:
-        return _load_features(cut, features_key(chunks))
+        key = features_key(chunks)
+        manifest = features_manifest(cut, key)
+        try:
+            return torch.from_numpy(np.asarray(cut.load_custom(key), dtype=np.float32))
+        except (OSError, ValueError, EOFError) as error:
+            where = f"{manifest.storage_path}/{manifest.storage_key}"
+            raise UserError(f"cut {cut.id}: stored features {where}: cannot be read: {error}") from None
     check_recording(cut, convert)
     try:
         audio = cut.load_audio()
@@ -292,17 +285,6 @@ def load_inputs(
     if cut.sampling_rate != SAMPLING_RATE:
         samples = get_or_create_resampler(cut.sampling_rate, SAMPLING_RATE)(samples[None])[0]
     return samples
-
-
-def _load_features(cut: Cut, key: str) -> torch.Tensor:
-    """The stored features (T, F) of a cut."""
-    manifest = features_manifest(cut, key)
-    try:
-        array = cut.load_custom(key)
-    except (OSError, ValueError, EOFError) as error:
-        where = f"{manifest.storage_path}/{manifest.storage_key}"
-        raise UserError(f"cut {cut.id}: stored features {where}: cannot be read: {error}") from None
-    return torch.from_numpy(np.asarray(array, dtype=np.float32))
 
 
 def features_manifest(cut: Cut, key: str) -> Any:

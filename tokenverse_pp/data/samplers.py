@@ -42,7 +42,7 @@ from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import feed, url_of
 from tokenverse_pp.base.storage import local_path
 from tokenverse_pp.data.batching import BatchLimits, BucketSampler, StreamSampler, level
-from tokenverse_pp.data.dataset import Batch, KeptTargets, Targets, TransducerDataset, marked
+from tokenverse_pp.data.dataset import Batch, KeptTargets, Target, TransducerDataset, marked
 from tokenverse_pp.data.distributed import DistributedContext
 from tokenverse_pp.data.editing.shar import check_shards, find_shar, is_shar
 from tokenverse_pp.data.lines import EVERY, LineIndex, WrongIndex, raw_lines, read_index, text_of, write_index
@@ -115,6 +115,9 @@ class CutSource(ABC):
         count, rng = min(count, self.count), random.Random(0)
         for number in range(count):
             yield rng.randrange(number * self.count // count, (number + 1) * self.count // count)
+
+    def __iter__(self) -> Iterator[Cut]:
+        return self.open_at(0)
 
     def __getstate__(self) -> Dict[str, Any]:
         """State for other processes, which open a new reader."""
@@ -279,14 +282,14 @@ def _count_lines(path: Path) -> int:
 
 
 class CorpusRange:
-    """A repeatable iterable of cuts ``start`` to ``stop - 1`` of a source (to the end of the file for None).
+    """A repeatable iterable of cuts ``start`` to ``stop - 1`` of a source.
 
     Args:
         first: the number of the epoch's first cut, from which passes through the source are counted.
         file: the index of the source in `data.train`.
     """
 
-    def __init__(self, source: CutSource, start: int, stop: Optional[int], first: int = 0, file: int = 0):
+    def __init__(self, source: CutSource, start: int, stop: int, first: int, file: int):
         self.source = source
         self.start = start
         self.stop = stop
@@ -294,9 +297,6 @@ class CorpusRange:
         self.file = file
 
     def __iter__(self) -> Iterator[Cut]:
-        if self.stop is None:
-            yield from self.source.open_at(self.start)
-            return
         for number, cut in enumerate(self.source.read(self.start, self.stop), start=self.start):
             yield marked(cut, self.file, (number - self.first) // self.source.count)
 
@@ -309,7 +309,7 @@ def load_cuts(paths: Sequence[str], option: str = "data.train") -> CutSet:
     """
     if not paths:
         raise UserError(f"--{option}: expected at least one CutSet file")
-    sets = [CutSet(CorpusRange(open_source(path, option), 0, None)) for path in paths]
+    sets = [CutSet(open_source(path, option)) for path in paths]
     return sets[0] if len(sets) == 1 else CutSet(LazyIteratorChain(*sets))
 
 
@@ -534,6 +534,9 @@ class TrainSampler:
         return BucketSampler(cuts, **options, duration_bins=bins, buffer_size=self.config.buffer_size)
 
 
+Drawn = Tuple[SamplerState, CutSet, List[Optional[Target]]]  # the targets of the cuts, where they are known
+
+
 class FromPlace:
     """A sampler for torch's DataLoader, in the main process: batches from a position on, with their kept targets."""
 
@@ -541,10 +544,10 @@ class FromPlace:
         self.sampler, self.start, self.kept = sampler, start, kept
         self.drawn: Dict[SamplerState, CutSet] = {}  # not loaded yet
 
-    def __iter__(self) -> Iterator[Tuple[SamplerState, CutSet, Targets]]:
+    def __iter__(self) -> Iterator[Drawn]:
         for place, cuts in self.sampler.batches(self.start):
             self.drawn[place] = cuts
-            yield place, cuts, self.kept.pop_all(cuts)
+            yield place, cuts, [self.kept.pop(cut) for cut in cuts]
 
 
 class Loading(Dataset):
@@ -553,10 +556,12 @@ class Loading(Dataset):
     def __init__(self, dataset: TransducerDataset):
         self.dataset = dataset
 
-    def __getitem__(self, drawn: Tuple[SamplerState, CutSet, Targets]) -> Tuple[SamplerState, Union[Batch, UserError]]:
+    def __getitem__(self, drawn: Drawn) -> Tuple[SamplerState, Union[Batch, UserError]]:
         """The batch of some cuts, or the error."""
         place, cuts, targets = drawn
-        self.dataset.kept.put_all(cuts, targets)
+        for cut, target in zip(cuts, targets):
+            if target is not None:
+                self.dataset.kept.put(cut, target)
         try:
             return place, self.dataset[cuts]
         except UserError as error:

@@ -143,12 +143,13 @@ def prepare_mls(run: Preparation) -> Dict[str, Path]:
     unknown = sorted(set(languages.values()) - set(MLS))
     if unknown:
         raise UserError(f"{corpus_dir}: mls_{unknown[0]}: not a language of MLS; expected one of {', '.join(MLS)}")
+    codes = {name: MLS[language] for name, language in languages.items()}
     for name in folders:
         files = [f"{name}/metainfo.txt", *(f"{name}/{split}/transcripts.txt" for split in SPLITS)]
         require(corpus_dir, files, MLS_LAYOUT)
 
     def prepare(name: str) -> Dict[str, Path]:
-        code, ending = MLS[languages[name]], "opus" if opus else "flac"
+        code, ending = codes[name], "opus" if opus else "flac"
         lines = (line.split("|") for _, line in text_lines(corpus_dir / name / "metainfo.txt"))
         genders = {cells[0].strip(): cells[1].strip() for cells in lines if len(cells) > 1}
         parts = [
@@ -157,7 +158,6 @@ def prepare_mls(run: Preparation) -> Dict[str, Path]:
         ]
         return write_utterances(run, parts, "mls")
 
-    codes = {name: MLS[language] for name, language in languages.items()}
     groups = {
         name: CorpusGroup([f"{split}_{code}" for split in SPLITS], [corpus_dir / name]) for name, code in codes.items()
     }
@@ -205,7 +205,7 @@ def prepare_commonvoice(run: Preparation, languages: Sequence[str] = ()) -> Dict
                 "and prepare the other into a folder of its own"
             )
         for table in tables:
-            _header(corpus_dir / table)
+            _check_header(corpus_dir / table)
 
     def prepare(locale: str) -> Dict[str, Path]:
         clip_of = _clip_finder(corpus_dir / locale / "clips")
@@ -219,15 +219,16 @@ def prepare_commonvoice(run: Preparation, languages: Sequence[str] = ()) -> Dict
     return in_groups(run, "commonvoice", groups, prepare)
 
 
-def _header(path: Path) -> List[str]:
-    for _, line in raw_lines(path):
-        found = text_of(line, f"{path}, line 1").split("\t")
-        missing = [name for name in COLUMNS if name not in found]
-        if not missing and len(set(found)) == len(found):
-            return found
+def _check_header(path: Path) -> None:
+    expected = f"expected a header with the columns {', '.join(COLUMNS)}"
+    _, line = next(raw_lines(path), (0, None))
+    if line is None:
+        raise UserError(f"{path}: empty; {expected}")
+    found = text_of(line, f"{path}, line 1").split("\t")
+    missing = [name for name in COLUMNS if name not in found]
+    if missing or len(set(found)) < len(found):
         wrong = f"no {missing[0]}" if missing else "a column is there twice"
-        raise UserError(f"{path}, line 1: expected a header with the columns {', '.join(COLUMNS)}; {wrong}")
-    raise UserError(f"{path}: empty; expected a header with the columns {', '.join(COLUMNS)}")
+        raise UserError(f"{path}, line 1: {expected}; {wrong}")
 
 
 def _clip_finder(folder: Path) -> Callable[[str], Optional[Path]]:

@@ -35,15 +35,10 @@ from tokenverse_pp.data.corpora.conversations import (
     write_dialogues,
 )
 from tokenverse_pp.data.corpora.resume import ALL, CorpusGroup, in_groups
-from tokenverse_pp.data.editing.conversations import (
-    DEFAULT_OPTIONS,
-    ConversationOptions,
-    Track,
-    TurnWords,
-)
+from tokenverse_pp.data.editing.conversations import DEFAULT_OPTIONS, ConversationOptions, Track, TurnWords
 from tokenverse_pp.data.lines import number_of, raw_lines, text_of
 from tokenverse_pp.data.manifests import ORIGINAL_RECORDING
-from tokenverse_pp.data.normalise import NORMALISERS, Normaliser
+from tokenverse_pp.data.normalise import Normaliser
 
 CALLHOME_SPLITS = {"train": "train", "dev": "devtest", "test": "evaltest"}
 COMPRESSED = "compressed SPHERE files need sph2pipe (lhotse install-sph2pipe)"
@@ -159,14 +154,13 @@ def prepare_calls(
     Raises:
         UserError: if the folders are not these corpora.
     """
-    options.check()
     separate, is_callhome = channels == "separate", corpus == "callhome-english"
 
     def prepare(_: str) -> Dict[str, Path]:
-        words = partial(read_call_words, normaliser=NORMALISERS[run.normaliser], names=names, written=run.written)
+        words, tracks = partial(read_call_words, names=names), side_tracks if separate else mixed_tracks
         parts = (_callhome if is_callhome else _eval2000)(run.corpus_dir, transcripts, run.jobs)
         tasks = [*(ONE_SPEAKER_TASKS if separate else MIXED_TASKS), *(["ner"] * names)]
-        return write_dialogues(run, parts, corpus, tasks, side_tracks if separate else mixed_tracks, words, options)
+        return write_dialogues(run, parts, corpus, tasks, tracks, words, options)
 
     given = {"transcripts": transcripts, "channels": channels, "names": names, "windows": asdict(options)}
     read = [run.corpus_dir, *([transcripts] if transcripts is not None else [])]

@@ -59,7 +59,7 @@ OverlapRule = Literal["keep", "drop"]
 
 @dataclass(frozen=True)
 class ConversationOptions:
-    """Options for making windows; times in seconds. See the module's docstring."""
+    """Options for making windows; times in seconds. See the module's docstring. Raises UserError for a wrong value."""
 
     max_seconds: float = 30.0
     """Longest window in seconds."""
@@ -76,8 +76,7 @@ class ConversationOptions:
     overlaps: OverlapRule = "keep"
     """Overlapping speakers: keep the turns, written one after the other by start time, or drop this part."""
 
-    def check(self) -> None:
-        """Check the values (raises UserError naming the option)."""
+    def __post_init__(self) -> None:
         if not self.max_seconds > 2 * self.margin >= 0:
             raise UserError(f"--max-seconds {self.max_seconds:g}: expected more than two margins of {self.margin:g} s")
         for name, value, allowed in (
@@ -503,11 +502,7 @@ def _track(recording: Recording, channel: int, turns: Sequence[SupervisionSegmen
 
 
 def read_tracks(turns: Path, recordings: Optional[Path] = None) -> Iterator[Track]:
-    """Tracks of a manifest of cuts or, with ``recordings``, of supervisions.
-
-    Raises:
-        UserError: for a file that is missing or is not such a manifest.
-    """
+    """Tracks of a manifest of cuts or, with ``recordings``, of supervisions (raises UserError if it is none)."""
     if recordings is None:
         return tracks_of_cuts(read_cuts(turns), str(turns))
     return tracks_of_supervisions(_load(recordings, RecordingSet), _load(turns, SupervisionSet), str(turns))
@@ -519,7 +514,7 @@ def _load(path: Path, kind: type):  # type: ignore[no-untyped-def]  # RecordingS
     return load_kind(path, kind, str(path), f"a {kind.__name__}")
 
 
-def read_words(turn: SupervisionSegment, normaliser: str, language: Optional[str]) -> TurnWords:
+def read_words(turn: SupervisionSegment, normaliser: str) -> TurnWords:
     """Return the words of a turn. Its label ``endpoint``, or else the mark at its end, tells if it is complete.
 
     A turn without the field ``text`` was not transcribed: its words are unknown. An empty text says that it has none.
@@ -528,7 +523,7 @@ def read_words(turn: SupervisionSegment, normaliser: str, language: Optional[str
         return TurnWords(None)
     custom = turn.custom or {}
     try:
-        text = NORMALISERS[normaliser](turn.text, turn.language or language)
+        text = NORMALISERS[normaliser](turn.text, turn.language)
     except UserError as error:
         raise UserError(f"supervision {turn.id}: --normaliser {normaliser}: {error}") from None
     if custom.get("entities") and text != turn.text:
@@ -559,12 +554,11 @@ def write_conversations(
         UserError: naming file and supervision. Nothing is written then.
     """
     check_output(output)
-    options.check()
     unknown = [name for name in tasks if name not in REGISTRY]
     if unknown:
         raise UserError(f"--tasks: unknown task {unknown[0]!r}, expected some of {', '.join(REGISTRY)}")
     language = checked_language(language, "--language") if language else None
-    words = partial(read_words, normaliser=normaliser, language=language)
+    words = partial(read_words, normaliser=normaliser)
     left_out = LeftOut()
 
     def cuts() -> Iterator[MonoCut]:

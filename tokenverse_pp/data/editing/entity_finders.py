@@ -156,17 +156,13 @@ def read_gazetteer(path: PathLike, match_case: bool = False, confidence: float =
             raise UserError(f"{where}: expected 'phrase TAB type' or 'phrase TAB type TAB confidence'")
         if not any(char.isalnum() or _SYMBOL.match(char) for char in fields[0]):
             raise UserError(f"{where}: expected a phrase with a letter or digit, found {fields[0]!r}")
-        entries.append((fields[0], fields[1], _confidence(fields[2], where) if len(fields) == 3 else confidence))
+        own = confidence if len(fields) == 2 else number_of(fields[2])
+        if own is None or not 0 <= own <= 1:
+            raise UserError(f"{where}: expected a confidence of 0 to 1, found {fields[-1]!r}")
+        entries.append((fields[0], fields[1], own))
     if not entries:
         raise UserError(f"{path}: expected lines 'phrase TAB type', found none")
     return Gazetteer(entries, match_case)
-
-
-def _confidence(text: str, where: str) -> float:
-    value = number_of(text)
-    if value is None or not 0 <= value <= 1:
-        raise UserError(f"{where}: expected a confidence of 0 to 1, found {text!r}")
-    return value
 
 
 BATCH = 256  # texts

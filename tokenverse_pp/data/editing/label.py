@@ -132,7 +132,8 @@ def label_by_cluster(
     """
     rows = iter(rows)
     groups = iter(lambda: list(islice(rows, CHUNKS * CHUNK)), [])  # whole chunks: finders get the same batches
-    shards = ((_digest(run, group), group) for group in groups)
+    lines = ((group, [row.line.rstrip(b"\r\n") for row in group]) for group in groups)
+    shards = ((hashlib.sha256(b"\n".join([run.encode(), *found])).hexdigest(), group) for group, found in lines)
     for line in current_engine().run(partial(_start, change, make_finder), shards, parts):
         yield [text.encode() for text in line["lines"]]
 
@@ -140,10 +141,6 @@ def label_by_cluster(
 def _start(change: LabelChange, make_finder: Callable[[], Optional[EntityFinder]]) -> Callable[[Any], Dict[str, Any]]:
     finder = make_finder()
     return lambda rows: {"lines": [row_bytes(data).decode().rstrip("\n") for data in label_rows(rows, change, finder)]}
-
-
-def _digest(run: str, rows: Sequence[ManifestRow]) -> str:
-    return hashlib.sha256(b"\n".join([run.encode(), *(row.line.rstrip(b"\r\n") for row in rows)])).hexdigest()
 
 
 def _change(row: ManifestRow, change: LabelChange) -> None:
@@ -205,8 +202,15 @@ def _find_entities(rows: Sequence[ManifestRow], finder: EntityFinder, replace: b
     turns = []
     for row in rows:
         found = list(supervisions_of(row.data))
-        if not replace:
-            _refuse_labelled(row, found)
+        # Automatic labels neither replace those of people nor mix with them unless requested.
+        if not replace and (
+            "ner" in tasks_of(row) or any("entities" in supervision_custom(turn, row.id) for turn in found)
+        ):
+            maker = _sources(custom_of(row.data), row.id).get("ner", "people")
+            raise UserError(
+                f"{row.where}: cut {row.id}: has entities by {maker} already; --replace-labels replaces them by a "
+                "machine's"
+            )
         if not all(isinstance(turn.get("text"), str) for turn in found):
             raise UserError(f"{row.where}: cut {row.id}: field 'text': expected words in every turn")
         turns.append(found)
@@ -223,16 +227,6 @@ def _find_entities(rows: Sequence[ManifestRow], finder: EntityFinder, replace: b
         custom = custom_of(row.data)
         custom["tasks"] = in_order([*tasks_of(row), "ner"])
         custom[LABEL_SOURCE] = {**_sources(custom, row.id), "ner": source}
-
-
-def _refuse_labelled(row: ManifestRow, turns: Sequence[Dict[str, Any]]) -> None:
-    """Refuse to replace human labels, or to mix them with automatic ones, unless requested."""
-    labelled = "ner" in tasks_of(row) or any("entities" in supervision_custom(turn, row.id) for turn in turns)
-    if labelled:
-        maker = _sources(custom_of(row.data), row.id).get("ner", "people")
-        raise UserError(
-            f"{row.where}: cut {row.id}: has entities by {maker} already; --replace-labels replaces them by a machine's"
-        )
 
 
 def _sources(custom: Dict[str, Any], cut_id: str) -> Dict[str, Any]:

@@ -83,7 +83,15 @@ class Statistics:
     def _sum(self, keys: Iterable[Tuple[str, str]]) -> Dict[str, Any]:
         total, speakers = _empty(), NameSet()
         for key in keys:
-            _add_counts(total, self._cells[key])
+            cell = self._cells[key]
+            for name in TOTALS:
+                total[name] += cell[name]
+            for task, counts in cell["tasks"].items():
+                into = total["tasks"][task]
+                into["tokens"] += counts["tokens"]
+                for part in PARTS:
+                    into[part]["cuts"] += counts[part]["cuts"]
+                    into[part]["hours"] += counts[part]["hours"]
             speakers.update(self._speakers[key])
         total["speakers"] = len(speakers)
         return total
@@ -166,17 +174,6 @@ def shares_table(corpora: Dict[str, Any]) -> str:
             cells.append(f"{hours:.2f} h {100 * hours / total:3.0f} %" if hours else "-")
         rows.append([name, *cells])
     return aligned(rows)
-
-
-def _add_counts(total: Dict[str, Any], part: Dict[str, Any]) -> None:
-    for name in TOTALS:
-        total[name] += part[name]
-    for task, counts in part["tasks"].items():
-        into = total["tasks"][task]
-        into["tokens"] += counts["tokens"]
-        for name in PARTS:
-            for unit in ("cuts", "hours"):
-                into[name][unit] += counts[name][unit]
 
 
 def _empty() -> Dict[str, Any]:
