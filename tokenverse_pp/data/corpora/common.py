@@ -441,7 +441,6 @@ def stem(path: Path) -> str:
 
 def _write_checked(cuts: Iterable[Cut], temporary: Path, path: Path, statistics: Statistics) -> int:
     """Check and write cuts one by one; return their number."""
-    count = 0
     with CutSet.open_writer(temporary) as writer:
         seen: Set[str] = set()
         for cut in cuts:
@@ -454,8 +453,7 @@ def _write_checked(cuts: Iterable[Cut], temporary: Path, path: Path, statistics:
                 writer.write(cut)
             except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON can hold
                 raise UserError(f"{path}: cut {cut.id}: expected valid Unicode: {error.reason}") from None
-            count += 1
-    return count
+    return len(seen)
 
 
 def summary(counts: Dict[str, Any], left_out: Dict[str, LeftOut]) -> str:

@@ -127,11 +127,6 @@ def find_names(text: str, normalise: Callable[[str], str]) -> Tuple[str, List[Di
     return " ".join(words), spans
 
 
-def side_of(turn: SupervisionSegment) -> int:
-    """Return 0 for side A and 1 for B, by the speaker's name (``4077_0A``, ``4077_B1``, ``sw_4390-A``)."""
-    return 1 if "B" in re.split("[_-]", turn.speaker)[-1] else 0
-
-
 def prepare_calls(
     corpus: str,
     run: Preparation,
@@ -323,9 +318,10 @@ def side_tracks(part: CorpusPart, folder: Path, jobs: int) -> Iterator[Track]:
     """Yield one track per side of a telephone call, each written to a separate file."""
     sides = [at_16_khz(part.recordings, folder / part.name, jobs, channel) for channel in (0, 1)]
     for name, turns in turns_by_recording(part).items():
-        for channel, recordings in enumerate(sides):
+        for is_b, recordings in enumerate(sides):
             recording = recordings[name]
-            here = [turn for turn in turns if side_of(turn) == channel]
+            # The side is in the speaker's name: 4077_0A, 4077_B1, sw_4390-A.
+            here = [turn for turn in turns if ("B" in re.split("[_-]", turn.speaker)[-1]) == is_b]
             yield Track(recording.id, recording, 0, here, {ORIGINAL_RECORDING: name})
 
 

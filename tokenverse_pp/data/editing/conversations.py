@@ -23,7 +23,7 @@ import bisect
 import math
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Literal, Optional, Sequence, Set, Tuple, get_args
 
@@ -247,10 +247,11 @@ def join_same_speaker(turns: Sequence[SpokenTurn]) -> List[SpokenTurn]:
     return joined
 
 
+def _both(first: Optional[str], second: Optional[str]) -> Optional[str]:
+    return None if first is None or second is None else f"{first} {second}"
+
+
 def _joined(first: SpokenTurn, second: SpokenTurn) -> SpokenTurn:
-    text: Optional[str] = None
-    if first.words.text is not None and second.words.text is not None:
-        text = f"{first.words.text} {second.words.text}"
     entities: Optional[List[Dict[str, Any]]] = None
     if first.words.entities is not None and second.words.entities is not None:
         shift = len(first.words.text or "") + 1
@@ -267,10 +268,12 @@ def _joined(first: SpokenTurn, second: SpokenTurn) -> SpokenTurn:
         text=f"{first.turn.text} {second.turn.text}",
         custom=custom,
     )
-    written: Optional[str] = None
-    if first.words.written is not None and second.words.written is not None:
-        written = f"{first.words.written} {second.words.written}"
-    words = TurnWords(text, (second if second.end >= first.end else first).words.complete, entities, written)
+    words = TurnWords(
+        _both(first.words.text, second.words.text),
+        (second if second.end >= first.end else first).words.complete,
+        entities,
+        _both(first.words.written, second.words.written),
+    )
     reasons = {spoken.unknown for spoken in (first, second) if spoken.words.text is None}
     unknown = OUTSIDE if OUTSIDE in reasons else UNKNOWN_WORDS
     ids = (*first.joined, second.turn.id, *second.joined)
@@ -407,29 +410,21 @@ def tracks_of_cuts(cuts: Iterable[Cut], where: str) -> Iterator[Track]:
             raise UserError(f"{where}: the cuts of recording {recording_id} do not follow one another: sort them")
         seen.add((recording_id, channel))
         turns: List[SupervisionSegment] = []
-        recording: Optional[Recording] = None
-        custom: Optional[Dict[str, Any]] = None
-        for cut in group:
-            if recording is not None and recording.sources != cut.recording.sources:
+        first = next(group)
+        recording, custom = first.recording, {**(first.custom or {})}  # what all cuts share
+        for cut in chain([first], group):
+            if recording.sources != cut.recording.sources:
                 raise UserError(
                     f"{where}: cut {cut.id}: its recording {recording_id!r} is another one than the cut's before it, "
                     "of the same id: give each recording an id of its own"
                 )
+            here = cut.custom or {}
+            if custom.get(LABEL_SOURCE) != here.get(LABEL_SOURCE):
+                raise UserError(f"{where}: cut {cut.id}, field 'custom.{LABEL_SOURCE}': not that of the cut before it")
+            custom = {key: x for key, x in custom.items() if key != "tasks" and key in here and here[key] == x}
             recording = cut.recording
-            custom = _shared(custom, cut, where)
             turns += [fastcopy(turn, start=round(cut.start + turn.start, 8)) for turn in cut.supervisions]
-        assert recording is not None
-        yield replace(_track(recording, channel, turns, where), custom=custom or {})
-
-
-def _shared(custom: Optional[Dict[str, Any]], cut: MonoCut, where: str) -> Dict[str, Any]:
-    """The custom fields that all cuts of a recording share, except tasks; their label sources must agree."""
-    here = {key: value for key, value in (cut.custom or {}).items() if key != "tasks"}
-    if custom is None:
-        return here
-    if custom.get(LABEL_SOURCE) != here.get(LABEL_SOURCE):
-        raise UserError(f"{where}: cut {cut.id}, field 'custom.{LABEL_SOURCE}': not that of the cut before it")
-    return {key: value for key, value in custom.items() if key in here and here[key] == value}
+        yield replace(_track(recording, channel, turns, where), custom=custom)
 
 
 def tracks_of_supervisions(recordings: RecordingSet, supervisions: SupervisionSet, where: str) -> Iterator[Track]:

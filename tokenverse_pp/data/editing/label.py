@@ -92,7 +92,15 @@ def label_rows(
     rows = iter(rows)
     while chunk := list(islice(rows, CHUNK)):
         for row in chunk:
-            _change(row, change)
+            if change.language:
+                _write_language(row, change.language, change.replace_labels)
+            labelled, unwanted = tasks_of(row), set(change.drop)
+            if change.only is not None:
+                unwanted |= set(labelled) - {"asr", *change.only}
+            if unwanted:
+                drop_tasks(row.data, unwanted)
+            if change.add:
+                custom_of(row.data)["tasks"] = in_order([*tasks_of(row), *change.add])
         if finder is not None:
             _find_entities(chunk, finder, change.replace_labels)
         for row in chunk:
@@ -141,19 +149,6 @@ def label_by_cluster(
 def _start(change: LabelChange, make_finder: Callable[[], Optional[EntityFinder]]) -> Callable[[Any], Dict[str, Any]]:
     finder = make_finder()
     return lambda rows: {"lines": [row_bytes(data).decode().rstrip("\n") for data in label_rows(rows, change, finder)]}
-
-
-def _change(row: ManifestRow, change: LabelChange) -> None:
-    if change.language:
-        _write_language(row, change.language, change.replace_labels)
-    labelled = tasks_of(row)
-    unwanted = set(change.drop)
-    if change.only is not None:
-        unwanted |= set(labelled) - {"asr", *change.only}
-    if unwanted:
-        drop_tasks(row.data, unwanted)
-    if change.add:
-        custom_of(row.data)["tasks"] = in_order([*tasks_of(row), *change.add])
 
 
 def in_order(tasks: Iterable[str]) -> List[str]:
