@@ -14,13 +14,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from lhotse import MonoCut, Recording, SupervisionSegment
 from tqdm import tqdm
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.languages import canonical_tag, language_problem
+from tokenverse_pp.data.corpora.common import Say
 from tokenverse_pp.data.importing.annotations import NamedDocuments, SentencesInOrder, open_documents
 from tokenverse_pp.data.importing.audio import AudioFinder, AudioOut
 from tokenverse_pp.data.importing.fields import finish_text
@@ -109,9 +110,6 @@ def _bounds(row: Row, recording: Recording) -> Tuple[float, float]:
     if end <= start:
         raise BadRow(f"field 'end': expected it after the start, found {start:g} to {end:g} s")
     return start, end
-
-
-Say = Callable[[str], None]
 
 
 def audio_folder(output: Path, options: ImportOptions) -> Path:
