@@ -350,7 +350,8 @@ class Rounds:
 
     def cuts(self, epoch: int, number: int, part: Tuple[int, int] = (0, 1)) -> CutSet:
         """The cuts of a round, lazily; ``part`` (r, n): the r-th of n parts, each with 1/n of each corpus's cuts."""
-        ranges = [_part(start, stop, *part) for start, stop in self.ranges(epoch, number)]
+        (rank, size), whole = part, self.ranges(epoch, number)
+        ranges = [(a + (b - a) * rank // size, a + (b - a) * (rank + 1) // size) for a, b in whole]
         firsts = [start for start, _ in self.ranges(epoch, 0)]
         parts = [
             CutSet(CorpusRange(source, *ranges[file], firsts[file], file))
@@ -362,11 +363,6 @@ class Rounds:
         sizes = [float(stop - start) for start, stop in ranges if stop > start]
         seed = (self.seed * 1_000_003 + epoch) * self.per_epoch + number
         return CutSet.mux(*parts, weights=sizes, stop_early=False, seed=seed)
-
-
-def _part(start: int, stop: int, rank: int, size: int) -> Tuple[int, int]:
-    """Where the part of a rank begins and ends."""
-    return start + (stop - start) * rank // size, start + (stop - start) * (rank + 1) // size
 
 
 def open_rounds(config: DataConfig, seed: int) -> Rounds:

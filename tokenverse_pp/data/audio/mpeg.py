@@ -15,7 +15,7 @@ import threading
 from array import array
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Iterator, List, NamedTuple, Optional, Tuple
+from typing import Iterator, List, NamedTuple, Optional, Tuple, cast
 
 from tokenverse_pp.data.audio.source import Bytes, JoinedStream, Piece, Structure, tag_size
 
@@ -279,9 +279,7 @@ def _new_info(stream: _Mpeg, frames: int, size: int) -> bytes:
     if layer != 3:
         return b""
     head = bytes([0xFF, 0xE3 | version << 3, 9 << 4 | _RATES[version].index(rate) << 2, 0xC0 if mono else 0])
-    found = _header(head)
-    if found is None:  # cannot be, as the stream has such frames
-        return b""
+    found = cast(_Header, _header(head))  # the stream has such frames
     frame = bytearray(found.length)
     frame[:4] = head
     at = found.info_at
