@@ -148,6 +148,7 @@ class KeptTargets:
         return KeptTargets, ()
 
 
+@dataclass(eq=False, repr=False)
 class TransducerDataset(Dataset):
     """Maps a CutSet (a batch drawn by a lhotse sampler) to tensors.
 
@@ -162,23 +163,15 @@ class TransducerDataset(Dataset):
         files: a name for each file of data.train, under which the log counts cuts without a custom field ``corpus``.
     """
 
-    def __init__(
-        self,
-        tasks: TaskSet,
-        tokenizer: Tokenizer,
-        activation: Activation,
-        stored_features: bool = False,
-        chunks: Optional[Callable[[Sequence[str], int], Optional[ChunkOptions]]] = None,
-        augment: Optional[Callable[[Cut, int], torch.Tensor]] = None,
-        files: Sequence[str] = (),
-    ):
-        self.tasks = tasks
-        self.tokenizer = tokenizer
-        self.activation = activation
-        self.stored_features = stored_features
-        self.chunks = chunks
-        self.augment = augment
-        self.files = list(files)
+    tasks: TaskSet
+    tokenizer: Tokenizer
+    activation: Activation
+    stored_features: bool = False
+    chunks: Optional[Callable[[Sequence[str], int], Optional[ChunkOptions]]] = None
+    augment: Optional[Callable[[Cut, int], torch.Tensor]] = None
+    files: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
         self.epoch = 0
         self.access = current_access()  # of sources, for worker processes
         self.kept = KeptTargets()
@@ -439,6 +432,7 @@ def _some(names: Sequence[str], count: int) -> str:
     return shown if count <= NAMED else f"{shown} and {count - NAMED} more"
 
 
+@dataclass(eq=False, repr=False)
 class Usable:
     """A predicate for cuts whose duration is within limits and whose target fits into their frames.
 
@@ -454,25 +448,17 @@ class Usable:
         stored_frames_of: seconds -> frames at the seam, which stored features must have; None: audio is read.
     """
 
-    def __init__(
-        self,
-        dataset: TransducerDataset,
-        frames_of: Callable[[float], int],
-        min_seconds: float,
-        max_seconds: float,
-        report: Callable[[str], None],
-        max_tokens: Optional[int] = None,
-        stored_frames_of: Optional[Callable[[float], int]] = None,
-    ):
-        self.dataset = dataset
-        self.frames_of = frames_of
-        self.min_seconds = min_seconds
-        self.max_seconds = max_seconds
-        self.report = report
-        self.max_tokens = max_tokens
-        self.stored_frames_of = stored_frames_of
+    dataset: TransducerDataset
+    frames_of: Callable[[float], int]
+    min_seconds: float
+    max_seconds: float
+    report: Callable[[str], None]
+    max_tokens: Optional[int] = None
+    stored_frames_of: Optional[Callable[[float], int]] = None
+
+    def __post_init__(self) -> None:
         self.left_out: Dict[str, str] = {}
-        self.unknown = Unknown(dataset.tokenizer)
+        self.unknown = Unknown(self.dataset.tokenizer)
         self._lines: List[str] = []  # the first lines reported since `take`
         self._reported = 0
 

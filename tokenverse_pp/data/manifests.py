@@ -211,12 +211,12 @@ def row_bytes(data: Dict[str, Any]) -> bytes:
         return _encode_ascii(data).encode("ascii") + b"\n"
 
 
+@dataclass
 class RowWriter:
     """Writes rows to an open file and counts them."""
 
-    def __init__(self, file: IO[bytes]):
-        self.file = file
-        self.count = 0
+    file: IO[bytes]
+    count: int = 0
 
     def write(self, row: Union[ManifestRow, Dict[str, Any]]) -> None:
         """Write a row unchanged, or changed data."""

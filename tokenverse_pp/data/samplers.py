@@ -23,6 +23,7 @@ import hashlib
 import random
 import signal
 from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
 from itertools import chain, islice
@@ -281,6 +282,7 @@ def _count_lines(path: Path) -> int:
     return sum(1 for _ in _cut_lines(path))
 
 
+@dataclass(frozen=True)
 class CorpusRange:
     """A repeatable iterable of cuts ``start`` to ``stop - 1`` of a source.
 
@@ -289,12 +291,11 @@ class CorpusRange:
         file: the index of the source in `data.train`.
     """
 
-    def __init__(self, source: CutSource, start: int, stop: int, first: int, file: int):
-        self.source = source
-        self.start = start
-        self.stop = stop
-        self.first = first
-        self.file = file
+    source: CutSource
+    start: int
+    stop: int
+    first: int
+    file: int
 
     def __iter__(self) -> Iterator[Cut]:
         for number, cut in enumerate(self.source.read(self.start, self.stop), start=self.start):
@@ -380,6 +381,7 @@ class SamplerState(NamedTuple):
     batch: int = 0  # batches of the round that this rank has used
 
 
+@dataclass(eq=False, repr=False)
 class TrainSampler:
     """Draws batches round by round, each round with lhotse's dynamic bucketing sampler.
 
@@ -403,29 +405,19 @@ class TrainSampler:
         counted: returns the counts of ``wanted`` since the last call; small, for `DistributedContext.gather`.
     """
 
-    def __init__(
-        self,
-        rounds: Rounds,
-        config: DataConfig,
-        seed: int,
-        world: DistributedContext,
-        wanted: Callable[[Cut], bool] = bool,
-        looked: Callable[[Sequence[Any]], None] = lambda counts: None,
-        tokens_of: Optional[Callable[[Cut], int]] = None,
-        change: Optional[Callable[..., Cut]] = None,
-        counted: Callable[[], Any] = lambda: None,
-    ):
-        self.rounds = rounds
-        self.config = config
-        self.seed = seed
-        self.world = world
-        self.wanted = wanted
-        self.counted = counted
-        self.looked = looked
-        self.tokens_of = tokens_of
-        self.change = change
-        self.parted = config.rank_parts and world.size > 1
-        self.part = (world.rank, world.size) if self.parted else (0, 1)
+    rounds: Rounds
+    config: DataConfig
+    seed: int
+    world: DistributedContext
+    wanted: Callable[[Cut], bool] = bool
+    looked: Callable[[Sequence[Any]], None] = lambda counts: None
+    tokens_of: Optional[Callable[[Cut], int]] = None
+    change: Optional[Callable[..., Cut]] = None
+    counted: Callable[[], Any] = lambda: None
+
+    def __post_init__(self) -> None:
+        self.parted = self.config.rank_parts and self.world.size > 1
+        self.part = (self.world.rank, self.world.size) if self.parted else (0, 1)
         self._bins: Optional[List[float]] = None
 
     def batches(self, start: SamplerState) -> Iterator[Tuple[SamplerState, CutSet]]:
@@ -533,12 +525,14 @@ class TrainSampler:
 Drawn = Tuple[SamplerState, CutSet, List[Optional[Target]]]  # the targets of the cuts, where they are known
 
 
+@dataclass(eq=False)
 class FromPlace:
     """A sampler for torch's DataLoader, in the main process: batches from a position on, with their kept targets."""
 
-    def __init__(self, sampler: TrainSampler, start: SamplerState, kept: KeptTargets):
-        self.sampler, self.start, self.kept = sampler, start, kept
-        self.drawn: Dict[SamplerState, CutSet] = {}  # not loaded yet
+    sampler: TrainSampler
+    start: SamplerState
+    kept: KeptTargets
+    drawn: Dict[SamplerState, CutSet] = field(default_factory=dict)  # not loaded yet
 
     def __iter__(self) -> Iterator[Drawn]:
         for place, cuts in self.sampler.batches(self.start):

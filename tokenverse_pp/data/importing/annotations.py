@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable, Dict, Generic, Iterable, Iterator, List, Optional, Sequence, Set, Tuple, TypeVar, Union
 
@@ -16,30 +17,25 @@ WIDTHS = (8, 64, 512)  # how far rows and sentences are searched for the next pa
 LONG = 15  # minimum letters for one matching pair to resynchronise the texts; shorter texts need two pairs
 
 
+@dataclass
 class NamedDocuments:
     """Documents by name, which is that of a row's id, recording or audio file.
 
     BRAT documents are read on demand; CoNLL sentences are held in memory. ``nameless`` sentences are rejected.
     """
 
-    def __init__(
-        self,
-        documents: Dict[str, Union[Path, Document]],
-        discontinuous: str = REFUSE,
-        nameless: Sequence[Rejected] = (),
-    ):
-        self._documents = documents
-        self._discontinuous = discontinuous
-        self._nameless = nameless
-        self._known: Set[str] = set()
-        self.unknown_rows = 0
-        self.notes: Counter[str] = Counter()
+    documents: Dict[str, Union[Path, Document]]
+    discontinuous: str = REFUSE
+    nameless: Sequence[Rejected] = ()
+    known: Set[str] = field(default_factory=set)  # names of rows that have documents
+    unknown_rows: int = 0
+    notes: Counter[str] = field(default_factory=Counter)
 
     def note(self, item: RowOrRejected) -> None:
         """Record the names of a row, even if it is rejected, so that its documents count as used."""
         row = item.row if isinstance(item, Rejected) else item
         if row is not None:
-            self._known.update(name for name in (composed(row.id), *_recording_names([row])) if name in self._documents)
+            self.known.update(name for name in (composed(row.id), *_recording_names([row])) if name in self.documents)
         elif isinstance(item, Rejected) and not item.harmless:
             self.unknown_rows += 1
 
@@ -63,7 +59,7 @@ class NamedDocuments:
             found = fit(document, [row])
             problem = [*found.problems.values(), *found.surplus]
             if problem and name in names and self._is_of_all(document, [*rows, *rejected]):
-                self._documents[name] = document
+                self.documents[name] = document
             elif problem:
                 problems[number] = problem[0]
             else:
@@ -87,16 +83,16 @@ class NamedDocuments:
         return len(rows) > 1 and 2 * len(fit(document, ordered, missing=True).entities) >= len(rows)
 
     def _take(self, name: str) -> Optional[Document]:
-        found = self._documents.pop(name, None)
-        self._known.discard(name)
-        return read_brat(found, self._discontinuous, self.notes) if isinstance(found, Path) else found
+        found = self.documents.pop(name, None)
+        self.known.discard(name)
+        return read_brat(found, self.discontinuous, self.notes) if isinstance(found, Path) else found
 
     def unused(self) -> Iterator[Rejected]:
         """Yield the documents without a row."""
-        yield from self._nameless
+        yield from self.nameless
         told = "no row that could be read and no recording" if self.unknown_rows else "no row and no recording"
-        for name, found in self._documents.items():
-            if name not in self._known:
+        for name, found in self.documents.items():
+            if name not in self.known:
                 place = Place(str(found), 1) if isinstance(found, Path) else found.place
                 yield Rejected(place, f"{told} has the name {name!r}")
 

@@ -7,6 +7,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Dict, List, Optional, Tuple, Union
@@ -57,6 +58,7 @@ class AudioOut:
             shutil.rmtree(self.path, ignore_errors=True)
 
 
+@dataclass(eq=False)
 class AudioFinder:
     """Opens the audio of rows.
 
@@ -71,17 +73,13 @@ class AudioFinder:
         audio_out: folder for rewritten audio; audio that the import has written there may also be opened.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        sampling_rate: Optional[int] = 16000,
-        allow_pipes: bool = False,
-        audio_out: Optional[AudioOut] = None,
-    ):
-        self.folder = Path(os.path.abspath(folder))
-        self.audio_out = audio_out
-        self.sampling_rate = sampling_rate
-        self.allow_pipes = allow_pipes
+    folder: Path
+    sampling_rate: Optional[int] = 16000
+    allow_pipes: bool = False
+    audio_out: Optional[AudioOut] = None
+
+    def __post_init__(self) -> None:
+        self.folder = Path(os.path.abspath(self.folder))
         self._source = lru_cache(maxsize=4096)(self._find)
         self._open = lru_cache(maxsize=4096)(_open)
         self._rewrite = lru_cache(maxsize=4096)(self._rewritten)
