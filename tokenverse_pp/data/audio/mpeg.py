@@ -212,12 +212,11 @@ def _unusual(content: bytes, at: int, found: Optional[_Header], kind: Optional[_
         # A truncated frame extends into the file that was joined to it.
         inside = _next_frame(content, at + 4, at + found.length)
         return None if inside is None else (inside, inside - at)
-    after = _skip(content, at, started=kind is not None)
-    return (-1, 0) if after is None else after
+    return _skip(content, at, started=kind is not None)
 
 
-def _skip(content: bytes, at: int, started: bool) -> Optional[Tuple[int, int]]:
-    """Return where frames continue after other content, and how many bytes are neither tag nor padding, or None."""
+def _skip(content: bytes, at: int, started: bool) -> Tuple[int, int]:
+    """Return where frames continue after other content (see `_unusual`)."""
     head = content[at : at + 10]
     size = tag_size(head)
     if 0 < size <= len(content) - at:
@@ -230,7 +229,7 @@ def _skip(content: bytes, at: int, started: bool) -> Optional[Tuple[int, int]]:
         block = content[at : at + (1 << 16)]
         return at + len(block) - len(block.lstrip(b"\0")), 0
     after = _next_frame(content, at + 1, len(content))
-    return None if after is None else (after, after - at if started else 0)
+    return (-1, 0) if after is None else (after, after - at if started else 0)
 
 
 def _next_frame(content: bytes, at: int, stop: int) -> Optional[int]:

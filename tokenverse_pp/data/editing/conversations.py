@@ -4,10 +4,8 @@
 
 1. **Overlapping turns of one speaker** are joined (inexact times in the corpus; the label schema allows one turn of a
    speaker at a time).
-2. **Endpoints.** In a punctuated corpus a turn ends in a semantic endpoint if its transcript ends in ``. ? !`` or such
-   a mark of another script, but not if it ends in a comma, a colon, a dash or nothing. Without punctuation, a turn ends
-   in an endpoint if the speaker is silent for ``pause`` seconds or another speaker begins first. A window with such an
-   endpoint is marked ``label_source: {"endp": "machine:pause"}``, because a rule made the label.
+2. **Endpoints** are found by punctuation or by pauses (`ConversationOptions.endpoints`). A window with an endpoint that
+   a pause decided is marked ``label_source: {"endp": "machine:pause"}``, because a rule made the label.
 3. **Blocks.** Turns that overlap in time cannot be separated: audio cut between them would contain speech that is not
    in the text. A block is a run of turns without a silence or a clean change of speakers inside.
 4. **Overlapping speech** is serialised: turns are written one after the other by start time (serialised output

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice, repeat
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Protocol, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
 
 from tokenverse_pp import __version__
 from tokenverse_pp.base.engine import Parts, current_engine
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import feed
 from tokenverse_pp.base.languages import canonical_tag, compatible_languages, language_problem
-from tokenverse_pp.data.editing.entity_finders import Gazetteer, Span
+from tokenverse_pp.data.editing.entity_finders import Gazetteer, SpacyEntities, Span
 from tokenverse_pp.data.labels import LABEL_SOURCE, MACHINE, check_cut, labelled_cut
 from tokenverse_pp.data.manifests import (
     ManifestRow,
@@ -30,17 +30,8 @@ CHUNKS = 32  # per shard
 CHUNK = 32  # rows per call of a finder; with more, Python's garbage collector dominates the time
 
 
-class EntityFinder(Protocol):
-    """Finds entities in texts; ``source`` names it."""
-
-    source: str
-
-    def find(self, texts: Iterable[str], languages: Iterable[Optional[str]] = ()) -> Iterator[List[Span]]:
-        """Yield the entities of each text; ``languages`` are those of the texts, None if unknown."""
-
-
 class GazetteerEntities:
-    """A gazetteer as an `EntityFinder`; ``name`` is its file name."""
+    """A gazetteer with the methods of `SpacyEntities`; ``name`` is its file name."""
 
     def __init__(self, gazetteer: Gazetteer, name: str):
         self.gazetteer = gazetteer
@@ -49,6 +40,9 @@ class GazetteerEntities:
     def find(self, texts: Iterable[str], languages: Iterable[Optional[str]] = ()) -> Iterator[List[Span]]:
         """The phrases in each text, by the rules of its language."""
         return map(self.gazetteer.find, texts, chain(languages, repeat(None)))
+
+
+EntityFinder = Union[GazetteerEntities, SpacyEntities]
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,11 @@ RowOrRejected = Union[Row, Rejected]
 
 
 class BadRow(UserError):
-    """The reason why a row cannot be mapped; the caller adds the place."""
+    """The reason why a row (number ``turn`` of its cut) cannot be mapped; the caller adds the place."""
+
+    def __init__(self, reason: str, turn: int = 0):
+        super().__init__(reason)
+        self.turn = turn
 
 
 def seconds(value: Any, name: str, scale: float = 1.0) -> float:

@@ -73,14 +73,6 @@ NEEDS = {"scd": "speaker", "endp": "endpoint", "ner": "entities", "lid": "langua
 _TURN = re.compile(r"supervision (\d+), ")
 
 
-class BadTurn(BadRow):
-    """A row that makes its cut invalid: ``culprit`` is its number among the cut's rows."""
-
-    def __init__(self, reason: str, culprit: int):
-        super().__init__(reason)
-        self.culprit = culprit
-
-
 def tasks_of(rows: Sequence[Row]) -> List[str]:
     """The tasks that the rows of a cut are labelled for.
 
@@ -314,10 +306,9 @@ class _Import:
                 self.firsts[stretch] = rows[0].place, rows[0].channel
             return cut
         except BadRow as error:
-            culprit = error.culprit if isinstance(error, BadTurn) else 0
-            others = f"in one cut with {rows[culprit].place}, which cannot be mapped"
+            bad, others = error.turn, f"in one cut with {rows[error.turn].place}, which cannot be mapped"
             for i, row in enumerate(rows):
-                self.ledger.reject(Rejected(row.place, str(error) if i == culprit else others, follows=i != culprit))
+                self.ledger.reject(Rejected(row.place, str(error) if i == bad else others, follows=i != bad))
             return None
 
     def _again(self, row: Row, first: Optional[Tuple[Place, Optional[str]]]) -> str:
@@ -335,7 +326,7 @@ class _Import:
         """Make a cut of a single turn, or of the complete recording with these turns in time order.
 
         Raises:
-            BadRow: if the recording cannot be opened; `BadTurn` with the row's number if a row is invalid.
+            BadRow: if the recording cannot be opened, or a row is invalid.
         """
         recording, channel = self.finder.recording(rows[0])
         name, begin, duration = rows[0].id, 0.0, recording.duration
@@ -351,7 +342,7 @@ class _Import:
                     begin, duration = start, round(end - start, 8)
                 turns.append(self._turn(row, recording, channel, start, end, begin))
             except BadRow as error:
-                raise BadTurn(str(error), i) from None
+                raise BadRow(str(error), i) from None
         custom: Dict[str, Any] = {"tasks": tasks_of(rows)}
         original = self.finder.original(rows[0])
         if original is not None:
@@ -360,7 +351,7 @@ class _Import:
         problems = check_cut(cut)
         if problems:
             match = _TURN.match(problems[0])
-            raise BadTurn(_TURN.sub("", problems[0], count=1), int(match[1]) if match else 0)
+            raise BadRow(_TURN.sub("", problems[0], count=1), int(match[1]) if match else 0)
         return cut
 
     def _turn(
