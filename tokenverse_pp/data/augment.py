@@ -33,14 +33,11 @@ TELEPHONE = 8000  # Hz
 
 
 class Augmentation:
-    """Augments cuts.
+    """Augments cuts (raises UserError naming the option and the manifest or cut that cannot be used).
 
     Args:
         config: the changes, made in the order of its fields.
         seed: for all random draws.
-
-    Raises:
-        UserError: naming the option and the manifest or cut that cannot be used.
     """
 
     def __init__(self, config: AugmentConfig, seed: int):

@@ -327,11 +327,7 @@ def _described(value: Any) -> str:
 
 
 def check_recording(cut: Cut, convert: bool = False) -> None:
-    """Check by manifest and file headers that a cut's audio exists and, unless ``convert`` is set, is 16 kHz mono.
-
-    Raises:
-        UserError: if not, naming cut and file.
-    """
+    """Check by manifest and file headers that audio exists and, unless ``convert``, is 16 kHz mono (or UserError)."""
     problems = check_files(cut)
     if problems:
         raise UserError(f"cut {cut.id}: {problems[0]}")

@@ -168,11 +168,7 @@ def read_rows(path: PathLike, bar: Any = None, part: Tuple[int, int] = (0, 1)) -
 
 
 def scan_rows(path: PathLike, bar: Any = None, part: Tuple[int, int] = (0, 1)) -> Iterator[ManifestRow]:
-    """Like `read_rows`, but also yield lines that are not cuts, each with its problem.
-
-    Raises:
-        UserError: if the file is missing or cannot be read further.
-    """
+    """`read_rows`, but yield lines that are not cuts too, each with its problem, instead of raising UserError."""
     name, file = _manifest(path)
     if name.endswith(LINES):
         for number, line in raw_lines(file, None if bar is None else bar.update):

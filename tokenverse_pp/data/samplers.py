@@ -303,11 +303,7 @@ class CorpusRange:
 
 
 def load_cuts(paths: Sequence[str], option: str = "data.train") -> CutSet:
-    """The cuts of several files or Shar folders one after another, lazily.
-
-    Raises:
-        UserError: naming the option and the file that is missing, empty or no CutSet.
-    """
+    """The cuts of several files or Shar folders one after another, lazily (raises UserError as `open_source` does)."""
     if not paths:
         raise UserError(f"--{option}: expected at least one CutSet file")
     sets = [CutSet(open_source(path, option)) for path in paths]

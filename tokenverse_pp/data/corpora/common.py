@@ -235,7 +235,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Preparation:
-    """The arguments that all functions ``prepare_<corpus>`` share.
+    """The arguments that all functions ``prepare_<corpus>`` share. All raise UserError if a folder is not the corpus.
 
     Attributes:
         corpus_dir: folder of the corpus; a Hugging Face data set may also be a name on the hub.

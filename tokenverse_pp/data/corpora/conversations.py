@@ -114,9 +114,6 @@ def prepare_ami(
             each headset by itself, not labelled for scd.
         partition: which partition on AMI's web page splits the meetings.
         annotations: folder or zip of the annotations, if they are not in the corpus's folder.
-
-    Raises:
-        UserError: if the folder is not AMI.
     """
     tasks, tracks = (ONE_SPEAKER_TASKS, headset_tracks) if mic == "ihm" else (MIXED_TASKS, mixed_tracks)
 

@@ -26,7 +26,7 @@ from tokenverse_pp.data.corpora.common import Form, LeftOutRow, Preparation, che
 from tokenverse_pp.data.corpora.conversations import MIXED_TASKS, mixed_tracks, write_dialogues
 from tokenverse_pp.data.corpora.resume import ALL, CorpusGroup, in_groups
 from tokenverse_pp.data.editing.conversations import DEFAULT_OPTIONS, ConversationOptions, TurnWords
-from tokenverse_pp.data.lines import number_of, raw_lines
+from tokenverse_pp.data.lines import number_of
 from tokenverse_pp.data.normalise import Normaliser
 
 FORM = Form(delimiter="|")
@@ -103,20 +103,12 @@ def _words(path: Path) -> Tuple[List[AlignedWord], List[LeftOutRow]]:
     """Return the words of a call, and the rows that cannot be read, each of which stands for an unknown word."""
     table = check_table(path, FORM)
     words: List[AlignedWord] = []
-    place: Dict[str, int] = {}
-    for number, line in raw_lines(path):
-        if not line.strip():
-            continue
-        cells = None if number in table.bad else FORM.split(line.decode("utf-8"))
-        if not place:
-            missing = [name for name in COLUMNS if name not in (cells or [])]
-            if missing:
-                raise UserError(f"{path}, line {number}: no column {missing[0]!r}; expected {LAYOUT}")
-            place = {name: (cells or []).index(name) for name in COLUMNS}
-        elif cells is None:
+    rows = dict(table.records(COLUMNS, LAYOUT))
+    for number in sorted([*rows, *table.bad]):
+        if number in table.bad:
             words.append(AlignedWord("<unread>", "", words[-1].speaker if words else "0"))
         else:
-            token, speaker, start, end, mark, tags = (cells[place[name]].strip() for name in COLUMNS)
+            token, speaker, start, end, mark, tags = (rows[number][name].strip() for name in COLUMNS)
             words.append(AlignedWord(token, mark, speaker, number_of(start), number_of(end), tags))
     return words, table.left_out()
 

@@ -90,11 +90,7 @@ LIBRISPEECH_LAYOUT = (
 
 
 def prepare_librispeech(run: Preparation) -> Dict[str, Path]:
-    """Write each existing part to ``cuts_<part>.jsonl.gz`` (``cuts_train_clean_100.jsonl.gz``), one cut per utterance.
-
-    Raises:
-        UserError: if the folder is not LibriSpeech.
-    """
+    """Write each existing part to ``cuts_<part>.jsonl.gz`` (``cuts_train_clean_100..``), one cut per utterance."""
     from lhotse.recipes.librispeech import LIBRISPEECH, MINI_LIBRISPEECH
 
     require(run.corpus_dir, ["*/*/*/*.trans.txt"], LIBRISPEECH_LAYOUT)
@@ -127,11 +123,7 @@ MLS_LAYOUT = (
 
 
 def prepare_mls(run: Preparation) -> Dict[str, Path]:
-    """Write ``cuts_<split>_<code>.jsonl.gz`` for each folder ``mls_<language>`` (FLAC) or ``mls_<language>_opus``.
-
-    Raises:
-        UserError: if the folder is not MLS.
-    """
+    """Write ``cuts_<split>_<code>.jsonl.gz`` for each folder ``mls_<language>`` (FLAC) or ``mls_<language>_opus``."""
     corpus_dir = run.corpus_dir
     require(corpus_dir, ["mls_*/metainfo.txt", "mls_*/train/transcripts.txt"], MLS_LAYOUT)
     folders = sorted(path.name for path in corpus_dir.glob("mls_*") if path.is_dir() and "_lm_" not in path.name)
@@ -289,9 +281,6 @@ def prepare_fleurs(run: Preparation, languages: Sequence[str] = ()) -> Dict[str,
 
     Args:
         languages: locales as FLEURS names them (``fr_fr``), or their languages (``fr``); empty: all existing ones.
-
-    Raises:
-        UserError: if the folder is not FLEURS.
     """
     corpus_dir, output_dir = run.corpus_dir, run.output_dir
     require(corpus_dir, [], FLEURS_LAYOUT)

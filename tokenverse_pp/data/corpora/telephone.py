@@ -145,9 +145,6 @@ def prepare_calls(
         transcripts: folder of the transcripts (LDC97T14), if it is elsewhere.
         channels: ``mixed``: the two sides of a call as one channel; ``separate``: each side, not labelled for scd.
         names: label proper names, as marked by the transcribers, as entities (ner).
-
-    Raises:
-        UserError: if the folders are not these corpora.
     """
     separate, is_callhome = channels == "separate", corpus == "callhome-english"
 

@@ -241,9 +241,6 @@ def prepare_slue_voxpopuli(run: Preparation, entities: str = "combined") -> Dict
 
     Args:
         entities: ``combined``: the 7 types that are scored; ``raw``: the 18 that were annotated.
-
-    Raises:
-        UserError: if the folder is not SLUE-VoxPopuli.
     """
     corpus_dir = run.corpus_dir
     require(corpus_dir, [], SLUE_LAYOUT)

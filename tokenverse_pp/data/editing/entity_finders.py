@@ -47,7 +47,7 @@ class _Index(NamedTuple):
 
 
 class Gazetteer:
-    """Phrases with types.
+    """Phrases with types (raises UserError for a phrase without a letter, digit or symbol).
 
     At each word the longest phrase that begins there is taken, and the search continues after it. Spaces separate
     words: ``paris`` is not found in ``parisien`` nor in ``d'paris``. Words are compared by the rules of the text's
@@ -58,9 +58,6 @@ class Gazetteer:
     Args:
         entries: (phrase, type, confidence); of a repeated phrase, the last counts.
         match_case: distinguish ``Paris`` from ``paris``.
-
-    Raises:
-        UserError: for a phrase without a letter, digit or symbol.
     """
 
     def __init__(self, entries: Sequence[Tuple[str, str, float]], match_case: bool = False):

@@ -98,11 +98,7 @@ def find_shar(path: PathLike) -> SharFiles:
 
 
 def check_shards(files: SharFiles, numbers: Iterable[int]) -> None:
-    """Check shards of a local Shar: they have the fields that any shard has, and their tar files are not cut off.
-
-    Raises:
-        UserError: naming the file.
-    """
+    """Check that shards of a local Shar have the fields that any has, and whole tar files (raises UserError if not)."""
     names = sorted({name for fields in files.fields for name in fields})
     for number in numbers:
         for name in names:

@@ -65,16 +65,13 @@ TYPES = WORD_TYPES | {"un-lex", "non-lex", "misc", "noscore"}
 
 
 def read_words(text: str, notation: str) -> List[str]:
-    """Return the words of a transcript.
+    """Return the words of a transcript (raises BadRow if a mark is refused or cannot be read; the message names it).
 
     Args:
         notation: ``resolve`` reads marks as in the table above, ``keep`` treats them as words, ``refuse`` rejects them.
 
     >>> read_words("<n h*A { uh / um } (%HESITATION) hello ((there))", "resolve")
     ['<n', 'h*A', 'uh', 'hello', 'there']
-
-    Raises:
-        BadRow: if a mark is refused or cannot be read; the message names it.
     """
     tokens = fields(text)
     if notation == KEEP or not _SIGNS.search(text):

@@ -524,11 +524,7 @@ class Speakers:
         self.first_elsewhere = ""  # the first of them, with the channels
 
     def give(self, row: Row) -> Row:
-        """Set the speaker of a turn: the one who speaks longest in it, or None.
-
-        Raises:
-            BadRow: if the speakers may belong to another file.
-        """
+        """Set the speaker of a turn, who speaks longest in it or None (raises BadRow if it may be of another file)."""
         shares: Dict[str, float] = {}
         self._asked.add(recording_key(row))
         if recording_key(row) in self.by_recording:
