@@ -237,7 +237,7 @@ def _complete(
         speakers.give(row)
         row.speaker = next((name for name in [row.speaker, *known] if name is not None), None)
     if words is not None:
-        (words.give if row.text is None else words.pass_by)(row)
+        words.give(row)
     if inline is not None and row.text is not None:
         if row.entities is not None:
             raise BadRow("field 'entities': given twice, by themselves and as marks in the text")
