@@ -203,17 +203,14 @@ class SharSource(CutSource):
         super().__init__(path)
         self.files = find_shar(path)
         self.index = read_index(path, self.files.cuts)
-        self.shard_counts: List[int] = []
+        self.shard_counts = self.index.counts if self.index else [_count_lines(path) for path in self.files.cuts]
 
     def count_cuts(self) -> int:
         """See CutSource; only manifests are read."""
-        if not self.shard_counts:
-            self.shard_counts = self.index.counts if self.index else [_count_lines(path) for path in self.files.cuts]
         return sum(self.shard_counts)
 
     def open_at(self, place: int) -> Iterator[Cut]:
         """See CutSource; earlier shards are not opened, the tar files of the shard are read up to ``place``."""
-        assert self.count, "counting fills shard_counts"
         first = 0
         while place >= self.shard_counts[first]:
             place -= self.shard_counts[first]

@@ -162,8 +162,6 @@ EXTENTS: Dict[str, Callable[[Bytes, int], Optional[Extent]]] = {
     "caf": _caf,
     "w64": _w64,
 }
-
-
 SAMPLES = tuple(EXTENTS)  # containers of plain samples
 
 

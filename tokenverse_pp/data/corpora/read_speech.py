@@ -41,7 +41,7 @@ from tokenverse_pp.data.corpora.common import (
 from tokenverse_pp.data.corpora.resume import CorpusGroup, in_groups
 from tokenverse_pp.data.lines import raw_lines, text_lines, text_of
 
-SPLITS = ("train", "dev", "test")  # of MLS, Common Voice and FLEURS
+SPLITS = ("train", "dev", "test")  # of MLS, Common Voice, FLEURS and VoxPopuli
 MLS = {
     "dutch": "nl",
     "english": "en",

@@ -39,11 +39,9 @@ REFUSE, RESOLVE, KEEP = "refuse", "resolve", "keep"
 OPTION = "--nist-notation"
 
 SOUNDS = frozenset(
-    (
-        *("bkg breath cackle click cough crosstalk ding foreground hes laugh laughs laughing laughter".split()),
-        *("lipsmack music noise nonspeech non-speech no-speech nonvocal overlap pause ring sigh sil silence".split()),
-        *("smack sneeze sniff sp spn throat".split()),
-    )
+    "bkg breath cackle click cough crosstalk ding foreground hes laugh laughs laughing laughter "
+    "lipsmack music noise nonspeech non-speech no-speech nonvocal overlap pause ring sigh sil silence "
+    "smack sneeze sniff sp spn throat".split()
 )
 ASIDES = frozenset(("aside", "b_aside", "e_aside", "a_aside"))
 UNKNOWN = frozenset(("unk", "unknown", "unintelligible", "inaudible", "foreign", "redacted", "oov", "skip", "pii"))
