@@ -387,9 +387,6 @@ class TrainSampler:
     batches into the same order of cost, so that they need not wait for each other (`level`).
 
     Args:
-        rounds: the cuts of each round.
-        config: limits of a batch, buckets and buffers.
-        seed: for the order.
         wanted: a predicate for cuts that can be used.
         looked: called with a list of results of ``counted``, after ``wanted`` has seen the first cuts (`look`) and
             after each round is drawn; with ``rank_parts`` the latter list is of all ranks, in order, on each of them.
