@@ -263,7 +263,7 @@ def test_command_refuses_what_it_cannot_honour(call, tmp_path):
             MonoCut("2", 0, 5, 0, [], None, other),
             MonoCut("3", 0, 5, 0, turns[1:], None, audio),
         ],
-        "cut 2: its recording 'r' is another one than": [
+        "cut 2: its recording 'r' differs from the recording of that id": [
             MonoCut("1", 0, 10, 0, turns[:1], None, audio),
             MonoCut("2", 0, 10, 0, turns[1:], None, Recording.from_file(second, recording_id="r")),
         ],

@@ -413,8 +413,8 @@ def tracks_of_cuts(cuts: Iterable[Cut], where: str) -> Iterator[Track]:
         for cut in chain([first], group):
             if recording.sources != cut.recording.sources:
                 raise UserError(
-                    f"{where}: cut {cut.id}: its recording {recording_id!r} is another one than the cut's before it, "
-                    "of the same id: give each recording an id of its own"
+                    f"{where}: cut {cut.id}: its recording {recording_id!r} differs from the recording of that id in "
+                    "the cut before it: give each recording its own id"
                 )
             here = cut.custom or {}
             if custom.get(LABEL_SOURCE) != here.get(LABEL_SOURCE):

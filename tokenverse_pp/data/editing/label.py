@@ -68,7 +68,7 @@ class LabelChange:
             raise UserError("asr cannot be dropped: every cut is labelled for it")
         both = sorted({*self.add} & {*self.drop})
         if both:
-            raise UserError(f"{', '.join(both)}: to be added and dropped at once")
+            raise UserError(f"{', '.join(both)}: cannot be both added and dropped")
 
 
 def label_rows(

@@ -158,7 +158,7 @@ def _write_remote(path: PathLike, url: str, shard_size: int, audio: str, bar: An
     shards = [name for name in there if name != UNFINISHED]
     foreign = next((name for name in shards if not SHARD.fullmatch(name)), None)
     if foreign is not None:
-        raise UserError(f"{url}: {foreign} is in it, which is no file of a shard: expected a new or empty folder")
+        raise UserError(f"{url}: {foreign} is in it, and is not a file of a shard: expected a new or empty folder")
     mark = f"tokenverse-pp manifest to-shar is at work here, or was stopped ({uuid.uuid4().hex})\n".encode()
     storage.upload(mark, f"{url}/{UNFINISHED}")
     storage.in_parallel(lambda name: storage.remove(f"{url}/{name}"), shards)

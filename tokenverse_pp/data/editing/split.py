@@ -63,8 +63,8 @@ class KeyRule:
             missing = not values or (kind in OF_TURNS and len(values) < len(all_values))
             if missing and not self.allow_missing:
                 raise UserError(
-                    f"{row.where}: cut {row.id}: no {kind}, so that nobody can tell what it shares; "
-                    "--allow-missing lets it through"
+                    f"{row.where}: cut {row.id}: no {kind}, so it is not known what it shares with other cuts; "
+                    "--allow-missing accepts it"
                 )
             found += [(kind, unicodedata.normalize("NFC", str(value))) for value in values]
         long_enough = [key for key in found if key[0] != "text" or len(key[1].split()) >= self.text_words]
@@ -140,7 +140,7 @@ def assign(hours: Mapping[int, float], shares: Sequence[float], seed: int) -> Di
     """
     if len(hours) < len(shares):
         raise UserError(
-            f"{len(hours)} groups for {len(shares)} sets: the cuts hang together by what they share; "
+            f"{len(hours)} groups for {len(shares)} sets: what the cuts share joins them into too few groups; "
             "try fewer --by, or a larger --text-words"
         )
     total = sum(hours.values())

@@ -197,7 +197,7 @@ class _Reader:
         if name.lower() in HESITATIONS:
             return []
         if name.lower() in WORD_CLASSES:
-            raise BadRow(f"field 'text': {shown(token)} stands for a class of words; which was said is not known")
+            raise BadRow(f"field 'text': {shown(token)} stands for a class of words, not for a known word")
         if _is_mixed(name) or _ARABIC.search(name):  # LDC's Arabic transcripts mark sounds like this too, such as %sEAl
             raise BadRow(f"field 'text': mark {shown(token)} is not known")
         return [name]
@@ -205,7 +205,7 @@ class _Reader:
     def _tag(self, token: str, name: str) -> List[str]:
         self.mark(token, "a tag")
         if name in UNKNOWN:
-            raise BadRow(f"field 'text': {shown(token)} stands for words that nobody wrote down")
+            raise BadRow(f"field 'text': {shown(token)} stands for words that were not transcribed")
         if name not in SOUNDS | ASIDES:
             raise BadRow(f"field 'text': tag {shown(token)} is not known")
         return []
@@ -216,7 +216,7 @@ class _Reader:
         if laughed:
             return self.words([laughed[1]])
         if inner.lower() in UNKNOWN:
-            raise BadRow(f"field 'text': {shown(found)} stands for words that nobody wrote down")
+            raise BadRow(f"field 'text': {shown(found)} stands for words that were not transcribed")
         if _is_mixed(inner) and inner.lower() not in SOUNDS:
             raise BadRow(f"field 'text': mark {shown(found)} is not known")
         return []
@@ -243,7 +243,7 @@ class _Reader:
             self.mark(found, "unclear speech")
             inner = fields(" ".join(inner)[1:-1])
             if not inner:
-                raise BadRow(f"field 'text': {shown(found)} stands for words that nobody wrote down")
+                raise BadRow(f"field 'text': {shown(found)} stands for words that were not transcribed")
         else:
             self.mark(found, "optional words")
         return self.words(inner), end + 1

@@ -220,7 +220,7 @@ class _Import:
         if item.row is None or (item.row.audio is None and self.finder.file(item.row) is None):
             raise UserError(
                 f"{item}: its recording is not known, so that --skip-bad cannot leave out the cut that it belongs to; "
-                "mend it, or use --one-cut-per row"
+                "correct it, or use --one-cut-per row"
             )
 
     def _keyed(self) -> Iterator[Tuple[str, float, RowOrRejected]]:
