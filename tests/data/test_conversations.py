@@ -80,7 +80,7 @@ def test_punctuation_says_where_endpoints_are():
 def test_the_last_sign_of_any_script_says_whether_a_turn_is_complete(complete, ends):
     for end in (end for group in ends for end in group.split(" ")):
         for text in (f"a{end}", f"a {end} "):
-            assert read_words(turn(0, "a", 0, 1, text), "none", None).complete is complete, text
+            assert read_words(turn(0, "a", 0, 1, text), "none").complete is complete, text
 
 
 @pytest.mark.parametrize(
@@ -263,7 +263,7 @@ def test_command_refuses_what_it_cannot_honour(call, tmp_path):
             MonoCut("2", 0, 5, 0, [], None, other),
             MonoCut("3", 0, 5, 0, turns[1:], None, audio),
         ],
-        "cut 2: its recording 'r' is another one than": [
+        "cut 2: its recording 'r' differs from the recording of that id": [
             MonoCut("1", 0, 10, 0, turns[:1], None, audio),
             MonoCut("2", 0, 10, 0, turns[1:], None, Recording.from_file(second, recording_id="r")),
         ],

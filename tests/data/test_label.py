@@ -66,7 +66,7 @@ def test_labels_of_an_added_task_must_be_there(task):
     [
         ({"add": ("sing",)}, "unknown task 'sing'"),
         ({"drop": ("asr",)}, "asr cannot"),
-        ({"add": ("lid",), "drop": ("lid",)}, "at once"),
+        ({"add": ("lid",), "drop": ("lid",)}, "both added and dropped"),
     ],
 )
 def test_impossible_changes(change, said):

@@ -99,7 +99,7 @@ def row_of(**turn):
 
 
 def test_missing_keys():
-    with pytest.raises(UserError, match="x, line 1: cut c: no speaker, so that nobody can tell"):
+    with pytest.raises(UserError, match="x, line 1: cut c: no speaker, so it is not known what it shares"):
         KeyRule(("speaker",)).keys(row_of())
     assert KeyRule(("speaker",), allow_missing=True).keys(row_of()) == [("id", "c")]
     of_turn = row_of()  # as `manifest import --column custom.session=..` writes it
@@ -112,7 +112,7 @@ def test_missing_keys():
 def test_no_turn_is_without_a_key():
     data = make_cut("c", [{"text": "oui", "speaker": "a"}, {"text": "non"}]).to_dict()
     row = ManifestRow("x, line 1", row_bytes(data), data)
-    with pytest.raises(UserError, match="x, line 1: cut c: no speaker, so that nobody can tell"):
+    with pytest.raises(UserError, match="x, line 1: cut c: no speaker, so it is not known what it shares"):
         KeyRule(("speaker",)).keys(row)
     assert KeyRule(("speaker",), allow_missing=True).keys(row) == [("speaker", "a")]
 

@@ -119,8 +119,7 @@ def check_access(item: Any, name: str = "") -> None:
 
 def access_problems(item: Any) -> List[str]:
     """Return one line for each source that an item would open and `current_access` does not allow."""
-    allowed = current_access()
-    return [problem for thing in _opened_for(item) for problem in [_problem(thing, allowed)] if problem]
+    return [problem for problem in map(_problem, _opened_for(item)) if problem]
 
 
 def file_problem(path: str) -> str:
@@ -167,8 +166,9 @@ def _opened_for(value: Any) -> Iterator[Any]:
             yield from _opened_for(getattr(value, field.name, None))
 
 
-def _problem(thing: Any, allowed: SourceAccess) -> str:
+def _problem(thing: Any) -> str:
     """Why a source or array must not be opened, or an empty string."""
+    allowed = current_access()
     if isinstance(thing, AudioSource):
         source = thing.source if isinstance(thing.source, str) else ""
         reason = ""
@@ -291,14 +291,10 @@ class StorageBackend(lhotse_files.IOBackend):
     is_applicable = handles_special_case
 
 
-def use_storage() -> None:
-    """Make lhotse open URLs with `StorageBackend`, unless the user has chosen another backend."""
-    default = lhotse_files.get_default_io_backend()
-    if os.environ.get("LHOTSE_IO_BACKEND") is None and lhotse_files.CURRENT_IO_BACKEND in (None, default):
-        lhotse_files.set_current_io_backend(lhotse_files.CompositeIOBackend([StorageBackend(), default]))
-
-
-use_storage()
+_default = lhotse_files.get_default_io_backend()
+# Another value of either is a choice of the user.
+if os.environ.get("LHOTSE_IO_BACKEND") is None and lhotse_files.CURRENT_IO_BACKEND in (None, _default):
+    lhotse_files.set_current_io_backend(lhotse_files.CompositeIOBackend([StorageBackend(), _default]))
 
 
 def recording_of(audio: AudioInput, source: Any, name: str) -> Recording:

@@ -8,20 +8,18 @@ duration. The other changes are made when the audio is loaded.
 from __future__ import annotations
 
 import hashlib
-import io
 import random
 from functools import cache
 from typing import Callable, List
 
 import numpy as np
-import soundfile
 import torch
-from lhotse import Recording
 from lhotse.augmentation import get_or_create_resampler
 from lhotse.cut import Cut
 
 from tokenverse_pp.base.config import AugmentConfig
 from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.data.audio.inputs import cut_of_samples
 from tokenverse_pp.data.dataset import SAMPLING_RATE, check_recording, draw_id, load_inputs
 from tokenverse_pp.data.samplers import load_cuts
 
@@ -35,14 +33,11 @@ TELEPHONE = 8000  # Hz
 
 
 class Augmentation:
-    """Augments cuts.
+    """Augments cuts (raises UserError naming the option and the manifest or cut that cannot be used).
 
     Args:
         config: the changes, made in the order of its fields.
         seed: for all random draws.
-
-    Raises:
-        UserError: naming the option and the manifest or cut that cannot be used.
     """
 
     def __init__(self, config: AugmentConfig, seed: int):
@@ -103,7 +98,8 @@ def generated_noise() -> List[Cut]:
     for name, exponent in COLOURS.items():
         spectrum = np.fft.rfft(np.random.default_rng(int(exponent)).standard_normal(size))
         spectrum *= np.maximum(np.fft.rfftfreq(size, 1 / SAMPLING_RATE), 20.0) ** (-exponent / 2)
-        found.append(_in_memory(name, np.fft.irfft(spectrum, size)))
+        samples = np.fft.irfft(spectrum, size)
+        found.append(cut_of_samples(samples / np.abs(samples).max(), SAMPLING_RATE, name))
     return found
 
 
@@ -119,12 +115,5 @@ def generated_rooms() -> List[Cut]:
         tail[: int(0.002 * SAMPLING_RATE)] = 0.0  # no reflection arrives earlier
         tail *= np.sqrt(10 ** (-rng.uniform(*DIRECT) / 10) / np.sum(tail**2))
         tail[0] = 1.0
-        found.append(_in_memory(f"room{number}", tail))
+        found.append(cut_of_samples(tail / np.abs(tail).max(), SAMPLING_RATE, f"room{number}"))
     return found
-
-
-def _in_memory(name: str, samples: np.ndarray) -> Cut:
-    """Samples (S,) at 16 kHz as a cut whose recording is in memory."""
-    file = io.BytesIO()
-    soundfile.write(file, samples / np.abs(samples).max(), SAMPLING_RATE, format="WAV", subtype="FLOAT")
-    return Recording.from_bytes(file.getvalue(), recording_id=name).to_cut()

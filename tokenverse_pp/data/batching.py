@@ -49,10 +49,6 @@ class BatchLimits(TimeConstraint):
     """lhotse's limits on seconds and cuts, and one on target tokens: the longest target times the number of cuts.
 
     `exceeded` ignores the tokens: lhotse uses it only for a warning.
-
-    Args:
-        config: the limits.
-        tokens_of: the number of target tokens of a cut.
     """
 
     def __init__(self, config: DataConfig, tokens_of: Callable[[Cut], int]):

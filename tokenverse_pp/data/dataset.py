@@ -121,9 +121,6 @@ class Target(NamedTuple):
     ids: Tuple[int, ...]
 
 
-Targets = List[Optional[Target]]  # of some cuts, where they are known
-
-
 class KeptTargets:
     """The targets of cuts, as long as the cuts exist: a target is tokenised once an epoch.
 
@@ -146,21 +143,12 @@ class KeptTargets:
         """`get`, and forget it."""
         return self._of.pop(id(cut), (None, None))[1]
 
-    def pop_all(self, cuts: CutSet) -> Targets:
-        """`pop` the target of each cut."""
-        return [self.pop(cut) for cut in cuts]
-
-    def put_all(self, cuts: CutSet, targets: Targets) -> None:
-        """`put` what `pop_all` gave, in this or another process."""
-        for cut, target in zip(cuts, targets):
-            if target is not None:
-                self.put(cut, target)
-
     def __reduce__(self) -> Tuple[Any, ...]:
         """Worker processes have other cuts; they get the targets with these (`samplers.FromPlace`)."""
         return KeptTargets, ()
 
 
+@dataclass(eq=False, repr=False)
 class TransducerDataset(Dataset):
     """Maps a CutSet (a batch drawn by a lhotse sampler) to tensors.
 
@@ -175,23 +163,15 @@ class TransducerDataset(Dataset):
         files: a name for each file of data.train, under which the log counts cuts without a custom field ``corpus``.
     """
 
-    def __init__(
-        self,
-        tasks: TaskSet,
-        tokenizer: Tokenizer,
-        activation: Activation,
-        stored_features: bool = False,
-        chunks: Optional[Callable[[Sequence[str], int], Optional[ChunkOptions]]] = None,
-        augment: Optional[Callable[[Cut, int], torch.Tensor]] = None,
-        files: Sequence[str] = (),
-    ):
-        self.tasks = tasks
-        self.tokenizer = tokenizer
-        self.activation = activation
-        self.stored_features = stored_features
-        self.chunks = chunks
-        self.augment = augment
-        self.files = list(files)
+    tasks: TaskSet
+    tokenizer: Tokenizer
+    activation: Activation
+    stored_features: bool = False
+    chunks: Optional[Callable[[Sequence[str], int], Optional[ChunkOptions]]] = None
+    augment: Optional[Callable[[Cut, int], torch.Tensor]] = None
+    files: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
         self.epoch = 0
         self.access = current_access()  # of sources, for worker processes
         self.kept = KeptTargets()
@@ -280,7 +260,13 @@ def load_inputs(
             (`tokenverse_pp.data.access`).
     """
     if stored_features:
-        return _load_features(cut, features_key(chunks))
+        key = features_key(chunks)
+        manifest = features_manifest(cut, key)
+        try:
+            return torch.from_numpy(np.asarray(cut.load_custom(key), dtype=np.float32))
+        except (OSError, ValueError, EOFError) as error:
+            where = f"{manifest.storage_path}/{manifest.storage_key}"
+            raise UserError(f"cut {cut.id}: stored features {where}: cannot be read: {error}") from None
     check_recording(cut, convert)
     try:
         audio = cut.load_audio()
@@ -292,17 +278,6 @@ def load_inputs(
     if cut.sampling_rate != SAMPLING_RATE:
         samples = get_or_create_resampler(cut.sampling_rate, SAMPLING_RATE)(samples[None])[0]
     return samples
-
-
-def _load_features(cut: Cut, key: str) -> torch.Tensor:
-    """The stored features (T, F) of a cut."""
-    manifest = features_manifest(cut, key)
-    try:
-        array = cut.load_custom(key)
-    except (OSError, ValueError, EOFError) as error:
-        where = f"{manifest.storage_path}/{manifest.storage_key}"
-        raise UserError(f"cut {cut.id}: stored features {where}: cannot be read: {error}") from None
-    return torch.from_numpy(np.asarray(array, dtype=np.float32))
 
 
 def features_manifest(cut: Cut, key: str) -> Any:
@@ -352,11 +327,7 @@ def _described(value: Any) -> str:
 
 
 def check_recording(cut: Cut, convert: bool = False) -> None:
-    """Check by manifest and file headers that a cut's audio exists and, unless ``convert`` is set, is 16 kHz mono.
-
-    Raises:
-        UserError: if not, naming cut and file.
-    """
+    """Check by manifest and file headers that audio exists and, unless ``convert``, is 16 kHz mono (or UserError)."""
     problems = check_files(cut)
     if problems:
         raise UserError(f"cut {cut.id}: {problems[0]}")
@@ -457,6 +428,7 @@ def _some(names: Sequence[str], count: int) -> str:
     return shown if count <= NAMED else f"{shown} and {count - NAMED} more"
 
 
+@dataclass(eq=False, repr=False)
 class Usable:
     """A predicate for cuts whose duration is within limits and whose target fits into their frames.
 
@@ -472,25 +444,17 @@ class Usable:
         stored_frames_of: seconds -> frames at the seam, which stored features must have; None: audio is read.
     """
 
-    def __init__(
-        self,
-        dataset: TransducerDataset,
-        frames_of: Callable[[float], int],
-        min_seconds: float,
-        max_seconds: float,
-        report: Callable[[str], None],
-        max_tokens: Optional[int] = None,
-        stored_frames_of: Optional[Callable[[float], int]] = None,
-    ):
-        self.dataset = dataset
-        self.frames_of = frames_of
-        self.min_seconds = min_seconds
-        self.max_seconds = max_seconds
-        self.report = report
-        self.max_tokens = max_tokens
-        self.stored_frames_of = stored_frames_of
+    dataset: TransducerDataset
+    frames_of: Callable[[float], int]
+    min_seconds: float
+    max_seconds: float
+    report: Callable[[str], None]
+    max_tokens: Optional[int] = None
+    stored_frames_of: Optional[Callable[[float], int]] = None
+
+    def __post_init__(self) -> None:
         self.left_out: Dict[str, str] = {}
-        self.unknown = Unknown(dataset.tokenizer)
+        self.unknown = Unknown(self.dataset.tokenizer)
         self._lines: List[str] = []  # the first lines reported since `take`
         self._reported = 0
 

@@ -51,11 +51,6 @@ def check_hypothesis(hyp: Any) -> str:
             return f"field 'times': expected one a token, found {len(times)} for {len(tokens or ())} tokens"
     if not isinstance(hyp.get("language"), (str, type(None))):
         return f"field 'language': expected a code, found {hyp['language']!r}"
-    return _check_spans(hyp)
-
-
-def _check_spans(hyp: Mapping[str, Any]) -> str:
-    """Return the problem of the fields with times, or an empty string."""
     for name in ("speaker_changes", "endpoints"):
         items = hyp.get(name)
         if items is not None and not (isinstance(items, list) and all(map(is_finite, items))):

@@ -41,16 +41,16 @@ def machine_tasks(custom: Optional[Mapping[str, Any]]) -> List[str]:
     return [task for task, source in sources.items() if str(source).startswith(MACHINE)]
 
 
-def check_sources(cut: Cut, known: Mapping[str, Any]) -> List[str]:
-    """Problems of a cut's label sources: one line per problem, naming the field. ``known``: the existing tasks."""
-    sources = (cut.custom or {}).get(LABEL_SOURCE)
-    where = f"field 'custom.{LABEL_SOURCE}'"
-    if sources is None:
-        sources = {}
+def check_sources(cut: Cut) -> List[str]:
+    """Problems of a cut's label sources: one line per problem, naming the field."""
+    found = (cut.custom or {}).get(LABEL_SOURCE)
+    sources, where = {} if found is None else found, f"field 'custom.{LABEL_SOURCE}'"
     if not isinstance(sources, dict):
         return [f"{where}: expected a mapping from tasks to names, found {sources!r}"]
     problems = [
-        f"{where}: unknown task {task!r}, expected some of {', '.join(known)}" for task in sources if task not in known
+        f"{where}: unknown task {task!r}, expected some of {', '.join(REGISTRY)}"
+        for task in sources
+        if task not in REGISTRY
     ]
     problems += [
         f"{where}: expected a name such as 'machine:spacy/NAME' for {task}, found {name!r}"
@@ -104,7 +104,7 @@ def check_cut(cut: Cut, tasks: Optional[TaskSet] = None) -> List[str]:
         for name in (cut.custom or {})["tasks"]:
             task = tasks[name] if tasks is not None and name in tasks else REGISTRY[name].from_options({})
             problems.extend(task.check(cut))
-    return [shortened(problem) for problem in problems or check_sources(cut, REGISTRY)]
+    return [shortened(problem) for problem in problems or check_sources(cut)]
 
 
 def find_problems(cuts: Iterable[Cut], tasks: Optional[TaskSet] = None) -> Iterator[Tuple[str, str]]:

@@ -247,13 +247,10 @@ def sample(path: Path, files: int = 1) -> str:
 
 
 def read_index(manifest: PathLike, files: Sequence[Path]) -> Optional[LineIndex]:
-    """The index of a manifest, if it has one.
+    """The index of a manifest, if it has one (raises WrongIndex if it is not an index, or is the index of other files).
 
     Args:
         files: the files of the manifest, in order. Only names are compared; `LineIndex.check` reads the files.
-
-    Raises:
-        WrongIndex: if it is not an index, or is the index of other files.
     """
     path = index_path(manifest)
     if not path.is_file():

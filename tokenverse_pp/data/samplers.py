@@ -23,6 +23,7 @@ import hashlib
 import random
 import signal
 from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
 from itertools import chain, islice
@@ -42,7 +43,7 @@ from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import feed, url_of
 from tokenverse_pp.base.storage import local_path
 from tokenverse_pp.data.batching import BatchLimits, BucketSampler, StreamSampler, level
-from tokenverse_pp.data.dataset import Batch, KeptTargets, Targets, TransducerDataset, marked
+from tokenverse_pp.data.dataset import Batch, KeptTargets, Target, TransducerDataset, marked
 from tokenverse_pp.data.distributed import DistributedContext
 from tokenverse_pp.data.editing.shar import check_shards, find_shar, is_shar
 from tokenverse_pp.data.lines import EVERY, LineIndex, WrongIndex, raw_lines, read_index, text_of, write_index
@@ -115,6 +116,9 @@ class CutSource(ABC):
         count, rng = min(count, self.count), random.Random(0)
         for number in range(count):
             yield rng.randrange(number * self.count // count, (number + 1) * self.count // count)
+
+    def __iter__(self) -> Iterator[Cut]:
+        return self.open_at(0)
 
     def __getstate__(self) -> Dict[str, Any]:
         """State for other processes, which open a new reader."""
@@ -199,17 +203,14 @@ class SharSource(CutSource):
         super().__init__(path)
         self.files = find_shar(path)
         self.index = read_index(path, self.files.cuts)
-        self.shard_counts: List[int] = []
+        self.shard_counts = self.index.counts if self.index else [_count_lines(path) for path in self.files.cuts]
 
     def count_cuts(self) -> int:
         """See CutSource; only manifests are read."""
-        if not self.shard_counts:
-            self.shard_counts = self.index.counts if self.index else [_count_lines(path) for path in self.files.cuts]
         return sum(self.shard_counts)
 
     def open_at(self, place: int) -> Iterator[Cut]:
         """See CutSource; earlier shards are not opened, the tar files of the shard are read up to ``place``."""
-        assert self.count, "counting fills shard_counts"
         first = 0
         while place >= self.shard_counts[first]:
             place -= self.shard_counts[first]
@@ -278,38 +279,31 @@ def _count_lines(path: Path) -> int:
     return sum(1 for _ in _cut_lines(path))
 
 
+@dataclass(frozen=True)
 class CorpusRange:
-    """A repeatable iterable of cuts ``start`` to ``stop - 1`` of a source (to the end of the file for None).
+    """A repeatable iterable of cuts ``start`` to ``stop - 1`` of a source.
 
     Args:
         first: the number of the epoch's first cut, from which passes through the source are counted.
         file: the index of the source in `data.train`.
     """
 
-    def __init__(self, source: CutSource, start: int, stop: Optional[int], first: int = 0, file: int = 0):
-        self.source = source
-        self.start = start
-        self.stop = stop
-        self.first = first
-        self.file = file
+    source: CutSource
+    start: int
+    stop: int
+    first: int
+    file: int
 
     def __iter__(self) -> Iterator[Cut]:
-        if self.stop is None:
-            yield from self.source.open_at(self.start)
-            return
         for number, cut in enumerate(self.source.read(self.start, self.stop), start=self.start):
             yield marked(cut, self.file, (number - self.first) // self.source.count)
 
 
 def load_cuts(paths: Sequence[str], option: str = "data.train") -> CutSet:
-    """The cuts of several files or Shar folders one after another, lazily.
-
-    Raises:
-        UserError: naming the option and the file that is missing, empty or no CutSet.
-    """
+    """The cuts of several files or Shar folders one after another, lazily (raises UserError as `open_source` does)."""
     if not paths:
         raise UserError(f"--{option}: expected at least one CutSet file")
-    sets = [CutSet(CorpusRange(open_source(path, option), 0, None)) for path in paths]
+    sets = [CutSet(open_source(path, option)) for path in paths]
     return sets[0] if len(sets) == 1 else CutSet(LazyIteratorChain(*sets))
 
 
@@ -350,7 +344,8 @@ class Rounds:
 
     def cuts(self, epoch: int, number: int, part: Tuple[int, int] = (0, 1)) -> CutSet:
         """The cuts of a round, lazily; ``part`` (r, n): the r-th of n parts, each with 1/n of each corpus's cuts."""
-        ranges = [_part(start, stop, *part) for start, stop in self.ranges(epoch, number)]
+        (rank, size), whole = part, self.ranges(epoch, number)
+        ranges = [(a + (b - a) * rank // size, a + (b - a) * (rank + 1) // size) for a, b in whole]
         firsts = [start for start, _ in self.ranges(epoch, 0)]
         parts = [
             CutSet(CorpusRange(source, *ranges[file], firsts[file], file))
@@ -362,11 +357,6 @@ class Rounds:
         sizes = [float(stop - start) for start, stop in ranges if stop > start]
         seed = (self.seed * 1_000_003 + epoch) * self.per_epoch + number
         return CutSet.mux(*parts, weights=sizes, stop_early=False, seed=seed)
-
-
-def _part(start: int, stop: int, rank: int, size: int) -> Tuple[int, int]:
-    """Where the part of a rank begins and ends."""
-    return start + (stop - start) * rank // size, start + (stop - start) * (rank + 1) // size
 
 
 def open_rounds(config: DataConfig, seed: int) -> Rounds:
@@ -384,6 +374,7 @@ class SamplerState(NamedTuple):
     batch: int = 0  # batches of the round that this rank has used
 
 
+@dataclass(eq=False, repr=False)
 class TrainSampler:
     """Draws batches round by round, each round with lhotse's dynamic bucketing sampler.
 
@@ -396,9 +387,6 @@ class TrainSampler:
     batches into the same order of cost, so that they need not wait for each other (`level`).
 
     Args:
-        rounds: the cuts of each round.
-        config: limits of a batch, buckets and buffers.
-        seed: for the order.
         wanted: a predicate for cuts that can be used.
         looked: called with a list of results of ``counted``, after ``wanted`` has seen the first cuts (`look`) and
             after each round is drawn; with ``rank_parts`` the latter list is of all ranks, in order, on each of them.
@@ -407,29 +395,19 @@ class TrainSampler:
         counted: returns the counts of ``wanted`` since the last call; small, for `DistributedContext.gather`.
     """
 
-    def __init__(
-        self,
-        rounds: Rounds,
-        config: DataConfig,
-        seed: int,
-        world: DistributedContext,
-        wanted: Callable[[Cut], bool] = bool,
-        looked: Callable[[Sequence[Any]], None] = lambda counts: None,
-        tokens_of: Optional[Callable[[Cut], int]] = None,
-        change: Optional[Callable[..., Cut]] = None,
-        counted: Callable[[], Any] = lambda: None,
-    ):
-        self.rounds = rounds
-        self.config = config
-        self.seed = seed
-        self.world = world
-        self.wanted = wanted
-        self.counted = counted
-        self.looked = looked
-        self.tokens_of = tokens_of
-        self.change = change
-        self.parted = config.rank_parts and world.size > 1
-        self.part = (world.rank, world.size) if self.parted else (0, 1)
+    rounds: Rounds
+    config: DataConfig
+    seed: int
+    world: DistributedContext
+    wanted: Callable[[Cut], bool] = bool
+    looked: Callable[[Sequence[Any]], None] = lambda counts: None
+    tokens_of: Optional[Callable[[Cut], int]] = None
+    change: Optional[Callable[..., Cut]] = None
+    counted: Callable[[], Any] = lambda: None
+
+    def __post_init__(self) -> None:
+        self.parted = self.config.rank_parts and self.world.size > 1
+        self.part = (self.world.rank, self.world.size) if self.parted else (0, 1)
         self._bins: Optional[List[float]] = None
 
     def batches(self, start: SamplerState) -> Iterator[Tuple[SamplerState, CutSet]]:
@@ -534,17 +512,22 @@ class TrainSampler:
         return BucketSampler(cuts, **options, duration_bins=bins, buffer_size=self.config.buffer_size)
 
 
+Drawn = Tuple[SamplerState, CutSet, List[Optional[Target]]]  # the targets of the cuts, where they are known
+
+
+@dataclass(eq=False)
 class FromPlace:
     """A sampler for torch's DataLoader, in the main process: batches from a position on, with their kept targets."""
 
-    def __init__(self, sampler: TrainSampler, start: SamplerState, kept: KeptTargets):
-        self.sampler, self.start, self.kept = sampler, start, kept
-        self.drawn: Dict[SamplerState, CutSet] = {}  # not loaded yet
+    sampler: TrainSampler
+    start: SamplerState
+    kept: KeptTargets
+    drawn: Dict[SamplerState, CutSet] = field(default_factory=dict)  # not loaded yet
 
-    def __iter__(self) -> Iterator[Tuple[SamplerState, CutSet, Targets]]:
+    def __iter__(self) -> Iterator[Drawn]:
         for place, cuts in self.sampler.batches(self.start):
             self.drawn[place] = cuts
-            yield place, cuts, self.kept.pop_all(cuts)
+            yield place, cuts, [self.kept.pop(cut) for cut in cuts]
 
 
 class Loading(Dataset):
@@ -553,10 +536,12 @@ class Loading(Dataset):
     def __init__(self, dataset: TransducerDataset):
         self.dataset = dataset
 
-    def __getitem__(self, drawn: Tuple[SamplerState, CutSet, Targets]) -> Tuple[SamplerState, Union[Batch, UserError]]:
+    def __getitem__(self, drawn: Drawn) -> Tuple[SamplerState, Union[Batch, UserError]]:
         """The batch of some cuts, or the error."""
         place, cuts, targets = drawn
-        self.dataset.kept.put_all(cuts, targets)
+        for cut, target in zip(cuts, targets):
+            if target is not None:
+                self.dataset.kept.put(cut, target)
         try:
             return place, self.dataset[cuts]
         except UserError as error:

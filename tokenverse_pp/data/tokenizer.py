@@ -203,7 +203,6 @@ def train_tokenizer(texts: Iterable[str], tasks: TaskSet, vocab_size: int = 500)
     """Train BPE on plain texts (without task tokens).
 
     Args:
-        texts: plain words.
         tasks: their tokens become user-defined symbols.
         vocab_size: V, with the blank, ``<unk>`` and the task tokens.
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lhotse import Recording
 
+import tokenverse_pp.data.access  # noqa: F401  # installs the audio backend, if this file is run alone
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.audio import AudioInput, read_audio
 from tokenverse_pp.data.audio.mpeg import library_messages

@@ -32,23 +32,12 @@ ENDINGS = (
     *(".webm", ".mka", ".mkv", ".amr", ".wma", ".wmv", ".asf", ".avi", ".flv", ".ac3", ".ogv"),
 )
 NAMES = {  # for messages
-    "wav": "WAV",
-    "rf64": "RF64",
+    **{x: x.upper() for x in "wav rf64 flac mp3 aiff au sphere caf mp4 amr avi flv".split()},
     "w64": "Wave64",
-    "flac": "FLAC",
     "ogg": "Ogg",
-    "mp3": "MP3",
-    "aiff": "AIFF",
-    "au": "AU",
-    "sphere": "SPHERE",
-    "caf": "CAF",
-    "mp4": "MP4",
     "matroska": "Matroska or WebM",
     "adts": "AAC",
-    "amr": "AMR",
     "asf": "ASF (WMA)",
-    "avi": "AVI",
-    "flv": "FLV",
     "mpegts": "MPEG-TS",
     "mpeg": "MPEG-PS",
 }
@@ -173,8 +162,6 @@ EXTENTS: Dict[str, Callable[[Bytes, int], Optional[Extent]]] = {
     "caf": _caf,
     "w64": _w64,
 }
-
-
 SAMPLES = tuple(EXTENTS)  # containers of plain samples
 
 

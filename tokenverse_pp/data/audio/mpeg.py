@@ -15,7 +15,7 @@ import threading
 from array import array
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Iterator, List, NamedTuple, Optional, Tuple
+from typing import Iterator, List, NamedTuple, Optional, Tuple, cast
 
 from tokenverse_pp.data.audio.source import Bytes, JoinedStream, Piece, Structure, tag_size
 
@@ -212,12 +212,11 @@ def _unusual(content: bytes, at: int, found: Optional[_Header], kind: Optional[_
         # A truncated frame extends into the file that was joined to it.
         inside = _next_frame(content, at + 4, at + found.length)
         return None if inside is None else (inside, inside - at)
-    after = _skip(content, at, started=kind is not None)
-    return (-1, 0) if after is None else after
+    return _skip(content, at, started=kind is not None)
 
 
-def _skip(content: bytes, at: int, started: bool) -> Optional[Tuple[int, int]]:
-    """Return where frames continue after other content, and how many bytes are neither tag nor padding, or None."""
+def _skip(content: bytes, at: int, started: bool) -> Tuple[int, int]:
+    """Return where frames continue after other content (see `_unusual`)."""
     head = content[at : at + 10]
     size = tag_size(head)
     if 0 < size <= len(content) - at:
@@ -230,7 +229,7 @@ def _skip(content: bytes, at: int, started: bool) -> Optional[Tuple[int, int]]:
         block = content[at : at + (1 << 16)]
         return at + len(block) - len(block.lstrip(b"\0")), 0
     after = _next_frame(content, at + 1, len(content))
-    return None if after is None else (after, after - at if started else 0)
+    return (-1, 0) if after is None else (after, after - at if started else 0)
 
 
 def _next_frame(content: bytes, at: int, stop: int) -> Optional[int]:
@@ -279,9 +278,7 @@ def _new_info(stream: _Mpeg, frames: int, size: int) -> bytes:
     if layer != 3:
         return b""
     head = bytes([0xFF, 0xE3 | version << 3, 9 << 4 | _RATES[version].index(rate) << 2, 0xC0 if mono else 0])
-    found = _header(head)
-    if found is None:  # cannot be, as the stream has such frames
-        return b""
+    found = cast(_Header, _header(head))  # the stream has such frames
     frame = bytearray(found.length)
     frame[:4] = head
     at = found.info_at

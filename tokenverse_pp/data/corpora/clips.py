@@ -116,13 +116,8 @@ def part_of(name: str, language: str, rows: Iterable[Union[Clip, LeftOutRow]], j
             custom={**row.custom, **({} if row.entities is None else {SPANS: list(row.entities)})},
         )
         supervisions.append(turn)
-    return CorpusPart(
-        name,
-        RecordingSet.from_recordings(recordings),
-        SupervisionSet.from_segments(supervisions),
-        language,
-        left_out,
-    )
+    manifests = RecordingSet.from_recordings(recordings), SupervisionSet.from_segments(supervisions)
+    return CorpusPart(name, *manifests, language, left_out)
 
 
 def with_turns(

@@ -12,7 +12,7 @@ import json
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, ContextManager, Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tuple
 
 import numpy as np
 import soundfile
@@ -27,7 +27,7 @@ from tqdm import tqdm
 from tokenverse_pp.base.engine import current_engine
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import aligned, check_shared, locked, replacing
-from tokenverse_pp.data.access import check_access, use_backend
+from tokenverse_pp.data.access import check_access
 from tokenverse_pp.data.dataset import SAMPLING_RATE
 from tokenverse_pp.data.editing.mix import shuffle_manifest
 from tokenverse_pp.data.editing.stats import SECONDS_PER_HOUR, Statistics
@@ -137,9 +137,6 @@ def _problem(text: str, form: Form, header: Sequence[str]) -> Optional[str]:
     return None
 
 
-use_backend()
-
-
 def channel_name(number: int) -> str:
     """Return the name of a channel, counted from 0: a letter as for telephone calls, a number after ``Z``.
 
@@ -238,7 +235,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Preparation:
-    """The arguments that all functions ``prepare_<corpus>`` share.
+    """The arguments that all functions ``prepare_<corpus>`` share. All raise UserError if a folder is not the corpus.
 
     Attributes:
         corpus_dir: folder of the corpus; a Hugging Face data set may also be a name on the hub.
@@ -320,12 +317,6 @@ class LeftOut:
 NO_AUDIO = "its audio is not there"
 
 
-def without_audio(names: Iterable[str], found: Iterable[str]) -> List[LeftOutRow]:
-    """Return the names that were not found, as lhotse silently drops recordings without audio."""
-    there = set(found)
-    return [(name, NO_AUDIO) for name in names if name not in there]
-
-
 def split_tables(
     corpus_dir: Path, folders: Sequence[str], splits: Sequence[str], pattern: str
 ) -> Dict[str, Dict[str, Path]]:
@@ -397,14 +388,8 @@ def file_of(part: str) -> str:
 def write_files(run: Preparation, files: Dict[str, Tuple[Iterable[Cut], LeftOut]]) -> Dict[str, Path]:
     """`write_parts` for cuts given by the name of their part. ``left_out.jsonl`` keeps the lines of other parts."""
     paths = {name: run.output_dir / file_of(name) for name in files}
-    write_checked_files(
-        {paths[name]: pair for name, pair in files.items()},
-        run.output_dir / LEFT_OUT,
-        run.say,
-        [path for name, path in paths.items() if name.startswith("train")],
-        _lines_of_others(run.output_dir, files),
-        str(run.corpus_dir),
-    )
+    by_path = {paths[name]: pair for name, pair in files.items()}
+    write_checked_files(by_path, run.output_dir / LEFT_OUT, run.say, run.corpus_dir)
     return paths
 
 
@@ -416,29 +401,16 @@ def left_out_lines(output_dir: Path, parts: Iterable[str]) -> Tuple[List[str], L
     return [line for line in lines if line.startswith(here)], [line for line in lines if not line.startswith(here)]
 
 
-@contextlib.contextmanager
-def _lines_of_others(output_dir: Path, parts: Iterable[str]) -> Iterator[List[str]]:
-    """Give the lines about other parts, locked against changes by other runs."""
-    with locked(output_dir):
-        yield left_out_lines(output_dir, parts)[1]
-
-
 def write_checked_files(
-    files: Dict[Path, Tuple[Iterable[Cut], LeftOut]],
-    list_file: Path,
-    say: Say = print,
-    shuffled: Sequence[Path] = (),
-    kept: Optional[ContextManager[Sequence[str]]] = None,
-    source: str = "",
+    files: Dict[Path, Tuple[Iterable[Cut], LeftOut]], list_file: Path, say: Say, corpus_dir: Optional[Path] = None
 ) -> None:
     """Write cuts to their files, all of the files or none; see `write_parts`.
 
     Args:
         files: by path, an iterable of cuts and the list that is filled while they are made.
         list_file: JSON lines file of what was left out.
-        shuffled: the files whose cuts are put into random order.
-        kept: context manager for the lines of ``list_file`` about other files; exited when it is written.
-        source: where the cuts come from, for messages.
+        corpus_dir: the corpus, if the files are parts of one: training parts are shuffled, and ``list_file`` keeps its
+            lines about other parts.
     """
     statistics = Statistics()
     with contextlib.ExitStack() as stack:
@@ -446,10 +418,13 @@ def write_checked_files(
             temporary = stack.enter_context(replacing(path))
             if not _write_checked(cuts, temporary, path, statistics):
                 why = "; ".join(f"{len(turns)} turns: {reason}" for reason, turns in left_out.by_reason().items())
-                raise UserError(f"{source or path}: no cut is left for {path.name} ({why or 'no turns'})")
-            if path in shuffled:
+                raise UserError(f"{corpus_dir or path}: no cut is left for {path.name} ({why or 'no turns'})")
+            if corpus_dir is not None and stem(path).startswith("train"):
                 shuffle_manifest(temporary, temporary)
-        others = () if kept is None else stack.enter_context(kept)
+        others: List[str] = []
+        if corpus_dir is not None:
+            stack.enter_context(locked(list_file.parent))  # other runs may write about their parts
+            _, others = left_out_lines(list_file.parent, map(stem, files))
         with open(stack.enter_context(replacing(list_file)), "w", encoding="utf-8") as file:
             file.writelines(f"{line}\n" for line in others)
             for path, (_, left_out) in files.items():
@@ -466,7 +441,6 @@ def stem(path: Path) -> str:
 
 def _write_checked(cuts: Iterable[Cut], temporary: Path, path: Path, statistics: Statistics) -> int:
     """Check and write cuts one by one; return their number."""
-    count = 0
     with CutSet.open_writer(temporary) as writer:
         seen: Set[str] = set()
         for cut in cuts:
@@ -479,8 +453,7 @@ def _write_checked(cuts: Iterable[Cut], temporary: Path, path: Path, statistics:
                 writer.write(cut)
             except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON can hold
                 raise UserError(f"{path}: cut {cut.id}: expected valid Unicode: {error.reason}") from None
-            count += 1
-    return count
+    return len(seen)
 
 
 def summary(counts: Dict[str, Any], left_out: Dict[str, LeftOut]) -> str:

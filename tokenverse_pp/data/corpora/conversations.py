@@ -24,6 +24,7 @@ from lhotse.utils import fastcopy
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.corpora.common import (
+    NO_AUDIO,
     CorpusPart,
     LeftOut,
     Preparation,
@@ -31,14 +32,12 @@ from tokenverse_pp.data.corpora.common import (
     is_written,
     lhotse_recipe,
     require,
-    without_audio,
     write_parts,
 )
 from tokenverse_pp.data.corpora.resume import ALL, CorpusGroup, in_groups
 from tokenverse_pp.data.editing.conversations import (
     DEFAULT_OPTIONS,
     ConversationOptions,
-    ReadWords,
     Track,
     TurnWords,
     conversation_cuts,
@@ -70,19 +69,21 @@ def write_dialogues(
     corpus: str,
     tasks: Sequence[str],
     tracks_of: Callable[[CorpusPart, Path, int], Iterable[Track]],
-    read_words: ReadWords,
+    read_words: Callable[..., TurnWords],
     options: ConversationOptions,
 ) -> Dict[str, Path]:
     """Write the windows of all tracks (see `tokenverse_pp.data.editing.conversations`) and return the files by part.
 
     Args:
         tracks_of: called with a part, the folder of converted audio and the number of processes.
+        read_words: called with a turn, and the run's ``normaliser`` and ``written``.
     """
     custom = {"tasks": list(tasks), "corpus": corpus}
+    words = partial(read_words, normaliser=NORMALISERS[run.normaliser], written=run.written)
 
     def to_cuts(part: CorpusPart, left_out: LeftOut) -> Iterator[MonoCut]:
         for track in tracks_of(part, run.output_dir / "audio", run.jobs):
-            yield from conversation_cuts(track, options, read_words, left_out.add, custom)
+            yield from conversation_cuts(track, options, words, left_out.add, custom)
 
     return write_parts(run, parts, to_cuts)
 
@@ -113,17 +114,12 @@ def prepare_ami(
             each headset by itself, not labelled for scd.
         partition: which partition on AMI's web page splits the meetings.
         annotations: folder or zip of the annotations, if they are not in the corpus's folder.
-
-    Raises:
-        UserError: if the folder is not AMI.
     """
-    options.check()
     tasks, tracks = (ONE_SPEAKER_TASKS, headset_tracks) if mic == "ihm" else (MIXED_TASKS, mixed_tracks)
 
     def prepare(_: str) -> Dict[str, Path]:
         parts, marks = _read_ami(run.corpus_dir, mic, partition, annotations)
-        words = partial(read_ami_words, marks=marks, normaliser=NORMALISERS[run.normaliser], written=run.written)
-        return write_dialogues(run, parts, f"ami-{mic}", tasks, tracks, words, options)
+        return write_dialogues(run, parts, f"ami-{mic}", tasks, tracks, partial(read_ami_words, marks=marks), options)
 
     given = {"mic": mic, "partition": partition, "annotations": annotations, "windows": asdict(options)}
     read = [run.corpus_dir, *([annotations] if annotations is not None else [])]
@@ -163,14 +159,15 @@ def _part(
     Args:
         headsets: meeting -> the numbers of its speakers' headsets, if each is a channel.
     """
-    unread = without_audio(recordings, (recording.id for recording in manifests["recordings"]))
+    found = {recording.id for recording in manifests["recordings"]}  # lhotse drops those without audio silently
+    unread = [(name, NO_AUDIO) for name in recordings if name not in found]
     for recording in manifests["recordings"]:
         files = [_HEADSET.search(str(source.source)) for source in recording.sources]
-        there = {int(found[1]) for found in files if found is not None}
+        there = {int(file[1]) for file in files if file is not None}
         lacking = (set(range(len(there))) | headsets.get(recording.id, set())) - there
         if lacking:
             unread.append((recording.id, f"its audio of Headset-{min(lacking)} is not there"))
-    whole = {recording.id for recording in manifests["recordings"]} - {name for name, _ in unread}
+    whole = found - {name for name, _ in unread}
     return CorpusPart(
         name,
         manifests["recordings"].filter(lambda recording: recording.id in whole),
@@ -235,7 +232,7 @@ def sentence_marks(annotations: Path) -> Marks:
     return {key: sorted(found) for key, found in marks.items()}
 
 
-def read_ami_words(turn: SupervisionSegment, marks: Marks, normaliser: Normaliser, written: bool = False) -> TurnWords:
+def read_ami_words(turn: SupervisionSegment, marks: Marks, normaliser: Normaliser, written: bool) -> TurnWords:
     """Return the words of a turn; it is complete if and only if it ends in ``. ? !``.
 
     Args:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
@@ -23,20 +22,12 @@ from lhotse.supervision import SupervisionSegment
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.corpora.clips import Clip, Rows, part_of, with_turns
-from tokenverse_pp.data.corpora.common import (
-    CorpusPart,
-    Form,
-    LeftOutRow,
-    Preparation,
-    check_table,
-    is_written,
-    require,
-)
+from tokenverse_pp.data.corpora.common import Form, LeftOutRow, Preparation, check_table, is_written, require
 from tokenverse_pp.data.corpora.conversations import MIXED_TASKS, mixed_tracks, write_dialogues
 from tokenverse_pp.data.corpora.resume import ALL, CorpusGroup, in_groups
 from tokenverse_pp.data.editing.conversations import DEFAULT_OPTIONS, ConversationOptions, TurnWords
-from tokenverse_pp.data.lines import number_of, raw_lines
-from tokenverse_pp.data.normalise import NORMALISERS, Normaliser
+from tokenverse_pp.data.lines import number_of
+from tokenverse_pp.data.normalise import Normaliser
 
 FORM = Form(delimiter="|")
 COLUMNS = ("token", "speaker", "ts", "endTs", "punctuation", "tags")
@@ -63,29 +54,21 @@ def prepare_earnings22(run: Preparation, options: ConversationOptions = DEFAULT_
     Raises:
         UserError: if the folder is not Earnings-22, or its audio was not fetched.
     """
-    options.check()
     corpus_dir = run.corpus_dir / "earnings22" if (run.corpus_dir / "earnings22").is_dir() else run.corpus_dir
     require(corpus_dir, ["media/*.mp3", f"{ALIGNED}/*.aligned.nlp"], LAYOUT)
     files = sorted(corpus_dir.glob(f"{ALIGNED}/*.aligned.nlp"))
     tables = {path.name[: -len(".aligned.nlp")]: path for path in files}
 
-    def prepare(_: str) -> Dict[str, Path]:
-        words = partial(read_words, normaliser=NORMALISERS[run.normaliser], written=run.written)
-        parts = [_read(corpus_dir, tables, run.jobs)]
-        return write_dialogues(run, parts, "earnings22", MIXED_TASKS, mixed_tracks, words, options)
-
-    groups = {ALL: CorpusGroup(["test"], [corpus_dir / "media", *files])}
-    return in_groups(run, "earnings22", groups, prepare, {"windows": asdict(options)})
-
-
-def _read(corpus_dir: Path, tables: Mapping[str, Path], jobs: int) -> CorpusPart:
-    """Return the turns of all calls; calls without audio and rows that cannot be read are left out."""
-
     def read(call: str, duration: float) -> Tuple[Iterable[SupervisionSegment], List[LeftOutRow]]:
         words, bad = _words(tables[call])
         return turns_of(call, words, duration), bad
 
-    return with_turns(part_of("test", "en", _calls(corpus_dir, tables), jobs), read)
+    def prepare(_: str) -> Dict[str, Path]:
+        part = with_turns(part_of("test", "en", _calls(corpus_dir, tables), run.jobs), read)
+        return write_dialogues(run, [part], "earnings22", MIXED_TASKS, mixed_tracks, read_words, options)
+
+    groups = {ALL: CorpusGroup(["test"], [corpus_dir / "media", *files])}
+    return in_groups(run, "earnings22", groups, prepare, {"windows": asdict(options)})
 
 
 def _calls(corpus_dir: Path, tables: Mapping[str, Path]) -> Rows:
@@ -120,20 +103,12 @@ def _words(path: Path) -> Tuple[List[AlignedWord], List[LeftOutRow]]:
     """Return the words of a call, and the rows that cannot be read, each of which stands for an unknown word."""
     table = check_table(path, FORM)
     words: List[AlignedWord] = []
-    place: Dict[str, int] = {}
-    for number, line in raw_lines(path):
-        if not line.strip():
-            continue
-        cells = None if number in table.bad else FORM.split(line.decode("utf-8"))
-        if not place:
-            missing = [name for name in COLUMNS if name not in (cells or [])]
-            if missing:
-                raise UserError(f"{path}, line {number}: no column {missing[0]!r}; expected {LAYOUT}")
-            place = {name: (cells or []).index(name) for name in COLUMNS}
-        elif cells is None:
+    rows = dict(table.records(COLUMNS, LAYOUT))
+    for number in sorted([*rows, *table.bad]):
+        if number in table.bad:
             words.append(AlignedWord("<unread>", "", words[-1].speaker if words else "0"))
         else:
-            token, speaker, start, end, mark, tags = (cells[place[name]].strip() for name in COLUMNS)
+            token, speaker, start, end, mark, tags = (rows[number][name].strip() for name in COLUMNS)
             words.append(AlignedWord(token, mark, speaker, number_of(start), number_of(end), tags))
     return words, table.left_out()
 
@@ -209,7 +184,7 @@ def _ends(words: Sequence[AlignedWord], i: int) -> bool:
     return words[i + 1].uncased or not words[i + 1].token[:1].islower()
 
 
-def read_words(turn: SupervisionSegment, normaliser: Normaliser, written: bool = False) -> TurnWords:
+def read_words(turn: SupervisionSegment, normaliser: Normaliser, written: bool) -> TurnWords:
     """Return the words of a turn, complete if it ends in ``. ? !``; without written text if it has lost capitals."""
     if turn.text is None:
         return TurnWords(None)

@@ -41,7 +41,7 @@ from tokenverse_pp.data.corpora.common import (
 from tokenverse_pp.data.corpora.resume import CorpusGroup, in_groups
 from tokenverse_pp.data.lines import raw_lines, text_lines, text_of
 
-SPLITS = ("train", "dev", "test")  # of MLS, Common Voice and FLEURS
+SPLITS = ("train", "dev", "test")  # of MLS, Common Voice, FLEURS and VoxPopuli
 MLS = {
     "dutch": "nl",
     "english": "en",
@@ -90,11 +90,7 @@ LIBRISPEECH_LAYOUT = (
 
 
 def prepare_librispeech(run: Preparation) -> Dict[str, Path]:
-    """Write each existing part to ``cuts_<part>.jsonl.gz`` (``cuts_train_clean_100.jsonl.gz``), one cut per utterance.
-
-    Raises:
-        UserError: if the folder is not LibriSpeech.
-    """
+    """Write each existing part to ``cuts_<part>.jsonl.gz`` (``cuts_train_clean_100..``), one cut per utterance."""
     from lhotse.recipes.librispeech import LIBRISPEECH, MINI_LIBRISPEECH
 
     require(run.corpus_dir, ["*/*/*/*.trans.txt"], LIBRISPEECH_LAYOUT)
@@ -127,11 +123,7 @@ MLS_LAYOUT = (
 
 
 def prepare_mls(run: Preparation) -> Dict[str, Path]:
-    """Write ``cuts_<split>_<code>.jsonl.gz`` for each folder ``mls_<language>`` (FLAC) or ``mls_<language>_opus``.
-
-    Raises:
-        UserError: if the folder is not MLS.
-    """
+    """Write ``cuts_<split>_<code>.jsonl.gz`` for each folder ``mls_<language>`` (FLAC) or ``mls_<language>_opus``."""
     corpus_dir = run.corpus_dir
     require(corpus_dir, ["mls_*/metainfo.txt", "mls_*/train/transcripts.txt"], MLS_LAYOUT)
     folders = sorted(path.name for path in corpus_dir.glob("mls_*") if path.is_dir() and "_lm_" not in path.name)
@@ -143,12 +135,13 @@ def prepare_mls(run: Preparation) -> Dict[str, Path]:
     unknown = sorted(set(languages.values()) - set(MLS))
     if unknown:
         raise UserError(f"{corpus_dir}: mls_{unknown[0]}: not a language of MLS; expected one of {', '.join(MLS)}")
+    codes = {name: MLS[language] for name, language in languages.items()}
     for name in folders:
         files = [f"{name}/metainfo.txt", *(f"{name}/{split}/transcripts.txt" for split in SPLITS)]
         require(corpus_dir, files, MLS_LAYOUT)
 
     def prepare(name: str) -> Dict[str, Path]:
-        code, ending = MLS[languages[name]], "opus" if opus else "flac"
+        code, ending = codes[name], "opus" if opus else "flac"
         lines = (line.split("|") for _, line in text_lines(corpus_dir / name / "metainfo.txt"))
         genders = {cells[0].strip(): cells[1].strip() for cells in lines if len(cells) > 1}
         parts = [
@@ -157,7 +150,6 @@ def prepare_mls(run: Preparation) -> Dict[str, Path]:
         ]
         return write_utterances(run, parts, "mls")
 
-    codes = {name: MLS[language] for name, language in languages.items()}
     groups = {
         name: CorpusGroup([f"{split}_{code}" for split in SPLITS], [corpus_dir / name]) for name, code in codes.items()
     }
@@ -205,7 +197,7 @@ def prepare_commonvoice(run: Preparation, languages: Sequence[str] = ()) -> Dict
                 "and prepare the other into a folder of its own"
             )
         for table in tables:
-            _header(corpus_dir / table)
+            _check_header(corpus_dir / table)
 
     def prepare(locale: str) -> Dict[str, Path]:
         clip_of = _clip_finder(corpus_dir / locale / "clips")
@@ -219,15 +211,16 @@ def prepare_commonvoice(run: Preparation, languages: Sequence[str] = ()) -> Dict
     return in_groups(run, "commonvoice", groups, prepare)
 
 
-def _header(path: Path) -> List[str]:
-    for _, line in raw_lines(path):
-        found = text_of(line, f"{path}, line 1").split("\t")
-        missing = [name for name in COLUMNS if name not in found]
-        if not missing and len(set(found)) == len(found):
-            return found
+def _check_header(path: Path) -> None:
+    expected = f"expected a header with the columns {', '.join(COLUMNS)}"
+    _, line = next(raw_lines(path), (0, None))
+    if line is None:
+        raise UserError(f"{path}: empty; {expected}")
+    found = text_of(line, f"{path}, line 1").split("\t")
+    missing = [name for name in COLUMNS if name not in found]
+    if missing or len(set(found)) < len(found):
         wrong = f"no {missing[0]}" if missing else "a column is there twice"
-        raise UserError(f"{path}, line 1: expected a header with the columns {', '.join(COLUMNS)}; {wrong}")
-    raise UserError(f"{path}: empty; expected a header with the columns {', '.join(COLUMNS)}")
+        raise UserError(f"{path}, line 1: {expected}; {wrong}")
 
 
 def _clip_finder(folder: Path) -> Callable[[str], Optional[Path]]:
@@ -288,9 +281,6 @@ def prepare_fleurs(run: Preparation, languages: Sequence[str] = ()) -> Dict[str,
 
     Args:
         languages: locales as FLEURS names them (``fr_fr``), or their languages (``fr``); empty: all existing ones.
-
-    Raises:
-        UserError: if the folder is not FLEURS.
     """
     corpus_dir, output_dir = run.corpus_dir, run.output_dir
     require(corpus_dir, [], FLEURS_LAYOUT)

@@ -35,15 +35,10 @@ from tokenverse_pp.data.corpora.conversations import (
     write_dialogues,
 )
 from tokenverse_pp.data.corpora.resume import ALL, CorpusGroup, in_groups
-from tokenverse_pp.data.editing.conversations import (
-    DEFAULT_OPTIONS,
-    ConversationOptions,
-    Track,
-    TurnWords,
-)
+from tokenverse_pp.data.editing.conversations import DEFAULT_OPTIONS, ConversationOptions, Track, TurnWords
 from tokenverse_pp.data.lines import number_of, raw_lines, text_of
 from tokenverse_pp.data.manifests import ORIGINAL_RECORDING
-from tokenverse_pp.data.normalise import NORMALISERS, Normaliser
+from tokenverse_pp.data.normalise import Normaliser
 
 CALLHOME_SPLITS = {"train": "train", "dev": "devtest", "test": "evaltest"}
 COMPRESSED = "compressed SPHERE files need sph2pipe (lhotse install-sph2pipe)"
@@ -132,11 +127,6 @@ def find_names(text: str, normalise: Callable[[str], str]) -> Tuple[str, List[Di
     return " ".join(words), spans
 
 
-def side_of(turn: SupervisionSegment) -> int:
-    """Return 0 for side A and 1 for B, by the speaker's name (``4077_0A``, ``4077_B1``, ``sw_4390-A``)."""
-    return 1 if "B" in re.split("[_-]", turn.speaker)[-1] else 0
-
-
 def prepare_calls(
     corpus: str,
     run: Preparation,
@@ -155,18 +145,14 @@ def prepare_calls(
         transcripts: folder of the transcripts (LDC97T14), if it is elsewhere.
         channels: ``mixed``: the two sides of a call as one channel; ``separate``: each side, not labelled for scd.
         names: label proper names, as marked by the transcribers, as entities (ner).
-
-    Raises:
-        UserError: if the folders are not these corpora.
     """
-    options.check()
     separate, is_callhome = channels == "separate", corpus == "callhome-english"
 
     def prepare(_: str) -> Dict[str, Path]:
-        words = partial(read_call_words, normaliser=NORMALISERS[run.normaliser], names=names, written=run.written)
+        words, tracks = partial(read_call_words, names=names), side_tracks if separate else mixed_tracks
         parts = (_callhome if is_callhome else _eval2000)(run.corpus_dir, transcripts, run.jobs)
         tasks = [*(ONE_SPEAKER_TASKS if separate else MIXED_TASKS), *(["ner"] * names)]
-        return write_dialogues(run, parts, corpus, tasks, side_tracks if separate else mixed_tracks, words, options)
+        return write_dialogues(run, parts, corpus, tasks, tracks, words, options)
 
     given = {"transcripts": transcripts, "channels": channels, "names": names, "windows": asdict(options)}
     read = [run.corpus_dir, *([transcripts] if transcripts is not None else [])]
@@ -329,9 +315,10 @@ def side_tracks(part: CorpusPart, folder: Path, jobs: int) -> Iterator[Track]:
     """Yield one track per side of a telephone call, each written to a separate file."""
     sides = [at_16_khz(part.recordings, folder / part.name, jobs, channel) for channel in (0, 1)]
     for name, turns in turns_by_recording(part).items():
-        for channel, recordings in enumerate(sides):
+        for is_b, recordings in enumerate(sides):
             recording = recordings[name]
-            here = [turn for turn in turns if side_of(turn) == channel]
+            # The side is in the speaker's name: 4077_0A, 4077_B1, sw_4390-A.
+            here = [turn for turn in turns if ("B" in re.split("[_-]", turn.speaker)[-1]) == is_b]
             yield Track(recording.id, recording, 0, here, {ORIGINAL_RECORDING: name})
 
 

@@ -42,18 +42,15 @@ from tokenverse_pp.data.corpora.common import (
     require,
     split_tables,
 )
-from tokenverse_pp.data.corpora.read_speech import folders_of
+from tokenverse_pp.data.corpora.read_speech import SPLITS, folders_of
 from tokenverse_pp.data.corpora.resume import ALL, CorpusGroup, in_groups
 from tokenverse_pp.data.editing.conversations import OUTSIDE
 from tokenverse_pp.data.importing.rows import OVERSHOOT, Span
 from tokenverse_pp.data.manifests import reason_of
 
-VOXPOPULI_SPLITS = ("train", "dev", "test")
 VOXPOPULI_FORM = Form(delimiter="|", quoting=True, numbers=("start_time", "end_time"))
 VOXPOPULI_CLIPS_FORM = Form()
-VOXPOPULI_SESSION_COLUMNS = (
-    *("session_id", "original_text", "normed_text", "speaker_id", "split", "gender", "start_time", "end_time"),
-)
+VOXPOPULI_SESSION_COLUMNS = "session_id original_text normed_text speaker_id split gender start_time end_time".split()
 VOXPOPULI_COLUMNS = ("id", "raw_text", "normalized_text", "speaker_id", "gender")
 VOXPOPULI_LAYOUT = (
     "raw_audios/{<language>,original}/<year>/*.ogg and asr_<language>.tsv.gz (downloaded by lhotse if it is missing), "
@@ -74,7 +71,7 @@ def prepare_voxpopuli(run: Preparation, languages: Sequence[str] = ()) -> Dict[s
     """
     corpus_dir = run.corpus_dir
     require(corpus_dir, [], VOXPOPULI_LAYOUT)
-    tables = split_tables(corpus_dir, ("transcribed_data", "data", "."), VOXPOPULI_SPLITS, "*/asr_{split}.tsv")
+    tables = split_tables(corpus_dir, ("transcribed_data", "data", "."), SPLITS, "*/asr_{split}.tsv")
     sessions = _session_folders(corpus_dir)
     there = sorted({*tables, *sessions})
     original = corpus_dir / "raw_audios" / "original"
@@ -97,7 +94,7 @@ def prepare_voxpopuli(run: Preparation, languages: Sequence[str] = ()) -> Dict[s
     for name in wanted:
         read = [sessions.get(name, original), corpus_dir / f"asr_{name}.tsv.gz"]
         read = [path.parent for path in tables[name].values()] if name in tables else read
-        groups[name] = CorpusGroup([f"{split}_{name}" for split in tables.get(name, VOXPOPULI_SPLITS)], read)
+        groups[name] = CorpusGroup([f"{split}_{name}" for split in tables.get(name, SPLITS)], read)
     return in_groups(run, "voxpopuli", groups, prepare)
 
 
@@ -119,7 +116,7 @@ def _sessions(corpus_dir: Path, folder: Path, language: str, jobs: int) -> List[
     audio = {ending.sub("", path.stem, count=1): path for path in sorted(folder.rglob("*.ogg"))}
     if not audio:
         raise UserError(f"{folder}: found no *.ogg; expected {VOXPOPULI_LAYOUT}")
-    turns: Dict[str, Dict[str, List[SupervisionSegment]]] = {split: {} for split in VOXPOPULI_SPLITS}
+    turns: Dict[str, Dict[str, List[SupervisionSegment]]] = {split: {} for split in SPLITS}
     counts: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as place:
         table = check_table(_transcripts(corpus_dir, language, Path(place)), VOXPOPULI_FORM)
@@ -241,9 +238,6 @@ def prepare_slue_voxpopuli(run: Preparation, entities: str = "combined") -> Dict
 
     Args:
         entities: ``combined``: the 7 types that are scored; ``raw``: the 18 that were annotated.
-
-    Raises:
-        UserError: if the folder is not SLUE-VoxPopuli.
     """
     corpus_dir = run.corpus_dir
     require(corpus_dir, [], SLUE_LAYOUT)

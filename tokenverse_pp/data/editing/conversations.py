@@ -4,10 +4,8 @@
 
 1. **Overlapping turns of one speaker** are joined (inexact times in the corpus; the label schema allows one turn of a
    speaker at a time).
-2. **Endpoints.** In a punctuated corpus a turn ends in a semantic endpoint if its transcript ends in ``. ? !`` or such
-   a mark of another script, but not if it ends in a comma, a colon, a dash or nothing. Without punctuation, a turn ends
-   in an endpoint if the speaker is silent for ``pause`` seconds or another speaker begins first. A window with such an
-   endpoint is marked ``label_source: {"endp": "machine:pause"}``, because a rule made the label.
+2. **Endpoints** are found by punctuation or by pauses (`ConversationOptions.endpoints`). A window with an endpoint that
+   a pause decided is marked ``label_source: {"endp": "machine:pause"}``, because a rule made the label.
 3. **Blocks.** Turns that overlap in time cannot be separated: audio cut between them would contain speech that is not
    in the text. A block is a run of turns without a silence or a clean change of speakers inside.
 4. **Overlapping speech** is serialised: turns are written one after the other by start time (serialised output
@@ -23,7 +21,7 @@ import bisect
 import math
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Literal, Optional, Sequence, Set, Tuple, get_args
 
@@ -59,7 +57,7 @@ OverlapRule = Literal["keep", "drop"]
 
 @dataclass(frozen=True)
 class ConversationOptions:
-    """Options for making windows; times in seconds. See the module's docstring."""
+    """Options for making windows; times in seconds. See the module's docstring. Raises UserError for a wrong value."""
 
     max_seconds: float = 30.0
     """Longest window in seconds."""
@@ -76,8 +74,7 @@ class ConversationOptions:
     overlaps: OverlapRule = "keep"
     """Overlapping speakers: keep the turns, written one after the other by start time, or drop this part."""
 
-    def check(self) -> None:
-        """Check the values (raises UserError naming the option)."""
+    def __post_init__(self) -> None:
         if not self.max_seconds > 2 * self.margin >= 0:
             raise UserError(f"--max-seconds {self.max_seconds:g}: expected more than two margins of {self.margin:g} s")
         for name, value, allowed in (
@@ -248,10 +245,11 @@ def join_same_speaker(turns: Sequence[SpokenTurn]) -> List[SpokenTurn]:
     return joined
 
 
+def _both(first: Optional[str], second: Optional[str]) -> Optional[str]:
+    return None if first is None or second is None else f"{first} {second}"
+
+
 def _joined(first: SpokenTurn, second: SpokenTurn) -> SpokenTurn:
-    text: Optional[str] = None
-    if first.words.text is not None and second.words.text is not None:
-        text = f"{first.words.text} {second.words.text}"
     entities: Optional[List[Dict[str, Any]]] = None
     if first.words.entities is not None and second.words.entities is not None:
         shift = len(first.words.text or "") + 1
@@ -268,10 +266,12 @@ def _joined(first: SpokenTurn, second: SpokenTurn) -> SpokenTurn:
         text=f"{first.turn.text} {second.turn.text}",
         custom=custom,
     )
-    written: Optional[str] = None
-    if first.words.written is not None and second.words.written is not None:
-        written = f"{first.words.written} {second.words.written}"
-    words = TurnWords(text, (second if second.end >= first.end else first).words.complete, entities, written)
+    words = TurnWords(
+        _both(first.words.text, second.words.text),
+        (second if second.end >= first.end else first).words.complete,
+        entities,
+        _both(first.words.written, second.words.written),
+    )
     reasons = {spoken.unknown for spoken in (first, second) if spoken.words.text is None}
     unknown = OUTSIDE if OUTSIDE in reasons else UNKNOWN_WORDS
     ids = (*first.joined, second.turn.id, *second.joined)
@@ -408,29 +408,21 @@ def tracks_of_cuts(cuts: Iterable[Cut], where: str) -> Iterator[Track]:
             raise UserError(f"{where}: the cuts of recording {recording_id} do not follow one another: sort them")
         seen.add((recording_id, channel))
         turns: List[SupervisionSegment] = []
-        recording: Optional[Recording] = None
-        custom: Optional[Dict[str, Any]] = None
-        for cut in group:
-            if recording is not None and recording.sources != cut.recording.sources:
+        first = next(group)
+        recording, custom = first.recording, {**(first.custom or {})}  # what all cuts share
+        for cut in chain([first], group):
+            if recording.sources != cut.recording.sources:
                 raise UserError(
-                    f"{where}: cut {cut.id}: its recording {recording_id!r} is another one than the cut's before it, "
-                    "of the same id: give each recording an id of its own"
+                    f"{where}: cut {cut.id}: its recording {recording_id!r} differs from the recording of that id in "
+                    "the cut before it: give each recording its own id"
                 )
+            here = cut.custom or {}
+            if custom.get(LABEL_SOURCE) != here.get(LABEL_SOURCE):
+                raise UserError(f"{where}: cut {cut.id}, field 'custom.{LABEL_SOURCE}': not that of the cut before it")
+            custom = {key: x for key, x in custom.items() if key != "tasks" and key in here and here[key] == x}
             recording = cut.recording
-            custom = _shared(custom, cut, where)
             turns += [fastcopy(turn, start=round(cut.start + turn.start, 8)) for turn in cut.supervisions]
-        assert recording is not None
-        yield replace(_track(recording, channel, turns, where), custom=custom or {})
-
-
-def _shared(custom: Optional[Dict[str, Any]], cut: MonoCut, where: str) -> Dict[str, Any]:
-    """The custom fields that all cuts of a recording share, except tasks; their label sources must agree."""
-    here = {key: value for key, value in (cut.custom or {}).items() if key != "tasks"}
-    if custom is None:
-        return here
-    if custom.get(LABEL_SOURCE) != here.get(LABEL_SOURCE):
-        raise UserError(f"{where}: cut {cut.id}, field 'custom.{LABEL_SOURCE}': not that of the cut before it")
-    return {key: value for key, value in custom.items() if key in here and here[key] == value}
+        yield replace(_track(recording, channel, turns, where), custom=custom)
 
 
 def tracks_of_supervisions(recordings: RecordingSet, supervisions: SupervisionSet, where: str) -> Iterator[Track]:
@@ -503,11 +495,7 @@ def _track(recording: Recording, channel: int, turns: Sequence[SupervisionSegmen
 
 
 def read_tracks(turns: Path, recordings: Optional[Path] = None) -> Iterator[Track]:
-    """Tracks of a manifest of cuts or, with ``recordings``, of supervisions.
-
-    Raises:
-        UserError: for a file that is missing or is not such a manifest.
-    """
+    """Tracks of a manifest of cuts or, with ``recordings``, of supervisions (raises UserError if it is none)."""
     if recordings is None:
         return tracks_of_cuts(read_cuts(turns), str(turns))
     return tracks_of_supervisions(_load(recordings, RecordingSet), _load(turns, SupervisionSet), str(turns))
@@ -519,7 +507,7 @@ def _load(path: Path, kind: type):  # type: ignore[no-untyped-def]  # RecordingS
     return load_kind(path, kind, str(path), f"a {kind.__name__}")
 
 
-def read_words(turn: SupervisionSegment, normaliser: str, language: Optional[str]) -> TurnWords:
+def read_words(turn: SupervisionSegment, normaliser: str) -> TurnWords:
     """Return the words of a turn. Its label ``endpoint``, or else the mark at its end, tells if it is complete.
 
     A turn without the field ``text`` was not transcribed: its words are unknown. An empty text says that it has none.
@@ -528,7 +516,7 @@ def read_words(turn: SupervisionSegment, normaliser: str, language: Optional[str
         return TurnWords(None)
     custom = turn.custom or {}
     try:
-        text = NORMALISERS[normaliser](turn.text, turn.language or language)
+        text = NORMALISERS[normaliser](turn.text, turn.language)
     except UserError as error:
         raise UserError(f"supervision {turn.id}: --normaliser {normaliser}: {error}") from None
     if custom.get("entities") and text != turn.text:
@@ -559,12 +547,11 @@ def write_conversations(
         UserError: naming file and supervision. Nothing is written then.
     """
     check_output(output)
-    options.check()
     unknown = [name for name in tasks if name not in REGISTRY]
     if unknown:
         raise UserError(f"--tasks: unknown task {unknown[0]!r}, expected some of {', '.join(REGISTRY)}")
     language = checked_language(language, "--language") if language else None
-    words = partial(read_words, normaliser=normaliser, language=language)
+    words = partial(read_words, normaliser=normaliser)
     left_out = LeftOut()
 
     def cuts() -> Iterator[MonoCut]:

@@ -47,7 +47,7 @@ class _Index(NamedTuple):
 
 
 class Gazetteer:
-    """Phrases with types.
+    """Phrases with types (raises UserError for a phrase without a letter, digit or symbol).
 
     At each word the longest phrase that begins there is taken, and the search continues after it. Spaces separate
     words: ``paris`` is not found in ``parisien`` nor in ``d'paris``. Words are compared by the rules of the text's
@@ -58,9 +58,6 @@ class Gazetteer:
     Args:
         entries: (phrase, type, confidence); of a repeated phrase, the last counts.
         match_case: distinguish ``Paris`` from ``paris``.
-
-    Raises:
-        UserError: for a phrase without a letter, digit or symbol.
     """
 
     def __init__(self, entries: Sequence[Tuple[str, str, float]], match_case: bool = False):
@@ -156,17 +153,13 @@ def read_gazetteer(path: PathLike, match_case: bool = False, confidence: float =
             raise UserError(f"{where}: expected 'phrase TAB type' or 'phrase TAB type TAB confidence'")
         if not any(char.isalnum() or _SYMBOL.match(char) for char in fields[0]):
             raise UserError(f"{where}: expected a phrase with a letter or digit, found {fields[0]!r}")
-        entries.append((fields[0], fields[1], _confidence(fields[2], where) if len(fields) == 3 else confidence))
+        own = confidence if len(fields) == 2 else number_of(fields[2])
+        if own is None or not 0 <= own <= 1:
+            raise UserError(f"{where}: expected a confidence of 0 to 1, found {fields[-1]!r}")
+        entries.append((fields[0], fields[1], own))
     if not entries:
         raise UserError(f"{path}: expected lines 'phrase TAB type', found none")
     return Gazetteer(entries, match_case)
-
-
-def _confidence(text: str, where: str) -> float:
-    value = number_of(text)
-    if value is None or not 0 <= value <= 1:
-        raise UserError(f"{where}: expected a confidence of 0 to 1, found {text!r}")
-    return value
 
 
 BATCH = 256  # texts

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice, repeat
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Protocol, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
 
 from tokenverse_pp import __version__
 from tokenverse_pp.base.engine import Parts, current_engine
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import feed
 from tokenverse_pp.base.languages import canonical_tag, compatible_languages, language_problem
-from tokenverse_pp.data.editing.entity_finders import Gazetteer, Span
+from tokenverse_pp.data.editing.entity_finders import Gazetteer, SpacyEntities, Span
 from tokenverse_pp.data.labels import LABEL_SOURCE, MACHINE, check_cut, labelled_cut
 from tokenverse_pp.data.manifests import (
     ManifestRow,
@@ -30,17 +30,8 @@ CHUNKS = 32  # per shard
 CHUNK = 32  # rows per call of a finder; with more, Python's garbage collector dominates the time
 
 
-class EntityFinder(Protocol):
-    """Finds entities in texts; ``source`` names it."""
-
-    source: str
-
-    def find(self, texts: Iterable[str], languages: Iterable[Optional[str]] = ()) -> Iterator[List[Span]]:
-        """Yield the entities of each text; ``languages`` are those of the texts, None if unknown."""
-
-
 class GazetteerEntities:
-    """A gazetteer as an `EntityFinder`; ``name`` is its file name."""
+    """A gazetteer with the methods of `SpacyEntities`; ``name`` is its file name."""
 
     def __init__(self, gazetteer: Gazetteer, name: str):
         self.gazetteer = gazetteer
@@ -49,6 +40,9 @@ class GazetteerEntities:
     def find(self, texts: Iterable[str], languages: Iterable[Optional[str]] = ()) -> Iterator[List[Span]]:
         """The phrases in each text, by the rules of its language."""
         return map(self.gazetteer.find, texts, chain(languages, repeat(None)))
+
+
+EntityFinder = Union[GazetteerEntities, SpacyEntities]
 
 
 @dataclass(frozen=True)
@@ -74,7 +68,7 @@ class LabelChange:
             raise UserError("asr cannot be dropped: every cut is labelled for it")
         both = sorted({*self.add} & {*self.drop})
         if both:
-            raise UserError(f"{', '.join(both)}: to be added and dropped at once")
+            raise UserError(f"{', '.join(both)}: cannot be both added and dropped")
 
 
 def label_rows(
@@ -92,7 +86,15 @@ def label_rows(
     rows = iter(rows)
     while chunk := list(islice(rows, CHUNK)):
         for row in chunk:
-            _change(row, change)
+            if change.language:
+                _write_language(row, change.language, change.replace_labels)
+            labelled, unwanted = tasks_of(row), set(change.drop)
+            if change.only is not None:
+                unwanted |= set(labelled) - {"asr", *change.only}
+            if unwanted:
+                drop_tasks(row.data, unwanted)
+            if change.add:
+                custom_of(row.data)["tasks"] = in_order([*tasks_of(row), *change.add])
         if finder is not None:
             _find_entities(chunk, finder, change.replace_labels)
         for row in chunk:
@@ -132,7 +134,8 @@ def label_by_cluster(
     """
     rows = iter(rows)
     groups = iter(lambda: list(islice(rows, CHUNKS * CHUNK)), [])  # whole chunks: finders get the same batches
-    shards = ((_digest(run, group), group) for group in groups)
+    lines = ((group, [row.line.rstrip(b"\r\n") for row in group]) for group in groups)
+    shards = ((hashlib.sha256(b"\n".join([run.encode(), *found])).hexdigest(), group) for group, found in lines)
     for line in current_engine().run(partial(_start, change, make_finder), shards, parts):
         yield [text.encode() for text in line["lines"]]
 
@@ -140,23 +143,6 @@ def label_by_cluster(
 def _start(change: LabelChange, make_finder: Callable[[], Optional[EntityFinder]]) -> Callable[[Any], Dict[str, Any]]:
     finder = make_finder()
     return lambda rows: {"lines": [row_bytes(data).decode().rstrip("\n") for data in label_rows(rows, change, finder)]}
-
-
-def _digest(run: str, rows: Sequence[ManifestRow]) -> str:
-    return hashlib.sha256(b"\n".join([run.encode(), *(row.line.rstrip(b"\r\n") for row in rows)])).hexdigest()
-
-
-def _change(row: ManifestRow, change: LabelChange) -> None:
-    if change.language:
-        _write_language(row, change.language, change.replace_labels)
-    labelled = tasks_of(row)
-    unwanted = set(change.drop)
-    if change.only is not None:
-        unwanted |= set(labelled) - {"asr", *change.only}
-    if unwanted:
-        drop_tasks(row.data, unwanted)
-    if change.add:
-        custom_of(row.data)["tasks"] = in_order([*tasks_of(row), *change.add])
 
 
 def in_order(tasks: Iterable[str]) -> List[str]:
@@ -205,8 +191,15 @@ def _find_entities(rows: Sequence[ManifestRow], finder: EntityFinder, replace: b
     turns = []
     for row in rows:
         found = list(supervisions_of(row.data))
-        if not replace:
-            _refuse_labelled(row, found)
+        # Automatic labels neither replace those of people nor mix with them unless requested.
+        if not replace and (
+            "ner" in tasks_of(row) or any("entities" in supervision_custom(turn, row.id) for turn in found)
+        ):
+            maker = _sources(custom_of(row.data), row.id).get("ner", "people")
+            raise UserError(
+                f"{row.where}: cut {row.id}: has entities by {maker} already; --replace-labels replaces them by a "
+                "machine's"
+            )
         if not all(isinstance(turn.get("text"), str) for turn in found):
             raise UserError(f"{row.where}: cut {row.id}: field 'text': expected words in every turn")
         turns.append(found)
@@ -223,16 +216,6 @@ def _find_entities(rows: Sequence[ManifestRow], finder: EntityFinder, replace: b
         custom = custom_of(row.data)
         custom["tasks"] = in_order([*tasks_of(row), "ner"])
         custom[LABEL_SOURCE] = {**_sources(custom, row.id), "ner": source}
-
-
-def _refuse_labelled(row: ManifestRow, turns: Sequence[Dict[str, Any]]) -> None:
-    """Refuse to replace human labels, or to mix them with automatic ones, unless requested."""
-    labelled = "ner" in tasks_of(row) or any("entities" in supervision_custom(turn, row.id) for turn in turns)
-    if labelled:
-        maker = _sources(custom_of(row.data), row.id).get("ner", "people")
-        raise UserError(
-            f"{row.where}: cut {row.id}: has entities by {maker} already; --replace-labels replaces them by a machine's"
-        )
 
 
 def _sources(custom: Dict[str, Any], cut_id: str) -> Dict[str, Any]:

@@ -51,11 +51,7 @@ class MixCounts:
 
 
 def count_each(paths: Sequence[PathLike], bar: Any = None) -> List[MixCounts]:
-    """Cuts and hours of each manifest.
-
-    Raises:
-        UserError: naming a manifest without cuts, or a cut without a duration or a list of tasks.
-    """
+    """Cuts and hours of each manifest (raises UserError for one without cuts, and a cut without duration or tasks)."""
     counts = []
     for path in paths:
         hours: Dict[str, float] = {}

@@ -98,11 +98,7 @@ def find_shar(path: PathLike) -> SharFiles:
 
 
 def check_shards(files: SharFiles, numbers: Iterable[int]) -> None:
-    """Check shards of a local Shar: they have the fields that any shard has, and their tar files are not cut off.
-
-    Raises:
-        UserError: naming the file.
-    """
+    """Check that shards of a local Shar have the fields that any has, and whole tar files (raises UserError if not)."""
     names = sorted({name for fields in files.fields for name in fields})
     for number in numbers:
         for name in names:
@@ -162,7 +158,7 @@ def _write_remote(path: PathLike, url: str, shard_size: int, audio: str, bar: An
     shards = [name for name in there if name != UNFINISHED]
     foreign = next((name for name in shards if not SHARD.fullmatch(name)), None)
     if foreign is not None:
-        raise UserError(f"{url}: {foreign} is in it, which is no file of a shard: expected a new or empty folder")
+        raise UserError(f"{url}: {foreign} is in it, and is not a file of a shard: expected a new or empty folder")
     mark = f"tokenverse-pp manifest to-shar is at work here, or was stopped ({uuid.uuid4().hex})\n".encode()
     storage.upload(mark, f"{url}/{UNFINISHED}")
     storage.in_parallel(lambda name: storage.remove(f"{url}/{name}"), shards)

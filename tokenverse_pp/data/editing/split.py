@@ -63,8 +63,8 @@ class KeyRule:
             missing = not values or (kind in OF_TURNS and len(values) < len(all_values))
             if missing and not self.allow_missing:
                 raise UserError(
-                    f"{row.where}: cut {row.id}: no {kind}, so that nobody can tell what it shares; "
-                    "--allow-missing lets it through"
+                    f"{row.where}: cut {row.id}: no {kind}, so it is not known what it shares with other cuts; "
+                    "--allow-missing accepts it"
                 )
             found += [(kind, unicodedata.normalize("NFC", str(value))) for value in values]
         long_enough = [key for key in found if key[0] != "text" or len(key[1].split()) >= self.text_words]
@@ -140,7 +140,7 @@ def assign(hours: Mapping[int, float], shares: Sequence[float], seed: int) -> Di
     """
     if len(hours) < len(shares):
         raise UserError(
-            f"{len(hours)} groups for {len(shares)} sets: the cuts hang together by what they share; "
+            f"{len(hours)} groups for {len(shares)} sets: what the cuts share joins them into too few groups; "
             "try fewer --by, or a larger --text-words"
         )
     total = sum(hours.values())
@@ -276,7 +276,17 @@ def write_subset(path: PathLike, output: PathLike, wanted: Wanted, bar: Any = No
     Raises:
         UserError: if no cut is wanted, an id of ``ids`` is missing, or a row is not a cut. Nothing is written.
     """
-    seconds, labelled, missing = _survey(path, wanted, bar)
+    seconds = array("d")  # of the cuts that pass the filters
+    labelled: Dict[str, array[int]] = {task: array("q") for task in wanted.keep_labels}  # their numbers
+    missing = set(wanted.ids or ())
+    for row in read_rows(path, bar):
+        missing.discard(row.id)
+        if not wanted.takes(row):
+            continue
+        for task, where in labelled.items():
+            if task in tasks_of(row):
+                where.append(len(seconds))
+        seconds.append(duration_of(row))
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise UserError(f"{path}: no cut {min(missing)!r}, which --ids asks for{more}")
@@ -289,12 +299,8 @@ def write_subset(path: PathLike, output: PathLike, wanted: Wanted, bar: Any = No
         random.Random(f"{wanted.seed}/{task}").shuffle(numbers)
         losing[task] = set(numbers[round(wanted.keep_labels[task] * len(numbers)) :])
     report = Report(kept=dict.fromkeys(losing, 0), lost={task: len(lost) for task, lost in losing.items()})
-    number = -1
     with writing_rows(output) as writer:
-        for row in read_rows(path, bar):
-            if not wanted.takes(row):
-                continue
-            number += 1
+        for number, row in enumerate(filter(wanted.takes, read_rows(path, bar))):
             if number not in taken:
                 continue
             dropped = [task for task, lost in losing.items() if number in lost]
@@ -306,22 +312,6 @@ def write_subset(path: PathLike, output: PathLike, wanted: Wanted, bar: Any = No
             report.cuts += 1
             report.hours += duration_of(row) / SECONDS_PER_HOUR
     return report
-
-
-def _survey(path: PathLike, wanted: Wanted, bar: Any) -> Tuple[array[float], Dict[str, array[int]], Set[str]]:
-    """Return durations of the cuts that pass the filters, indices of those labelled for each task, and missing ids."""
-    seconds = array("d")
-    labelled: Dict[str, array[int]] = {task: array("q") for task in wanted.keep_labels}
-    missing = set(wanted.ids or ())
-    for row in read_rows(path, bar):
-        missing.discard(row.id)
-        if not wanted.takes(row):
-            continue
-        for task, where in labelled.items():
-            if task in tasks_of(row):
-                where.append(len(seconds))
-        seconds.append(duration_of(row))
-    return seconds, labelled, missing
 
 
 def _take(seconds: Sequence[float], wanted: Wanted) -> Set[int]:

@@ -83,7 +83,15 @@ class Statistics:
     def _sum(self, keys: Iterable[Tuple[str, str]]) -> Dict[str, Any]:
         total, speakers = _empty(), NameSet()
         for key in keys:
-            _add_counts(total, self._cells[key])
+            cell = self._cells[key]
+            for name in TOTALS:
+                total[name] += cell[name]
+            for task, counts in cell["tasks"].items():
+                into = total["tasks"][task]
+                into["tokens"] += counts["tokens"]
+                for part in PARTS:
+                    into[part]["cuts"] += counts[part]["cuts"]
+                    into[part]["hours"] += counts[part]["hours"]
             speakers.update(self._speakers[key])
         total["speakers"] = len(speakers)
         return total
@@ -102,20 +110,14 @@ def count_manifests(paths: Sequence[PathLike], bar: Any = None) -> Dict[str, Any
     """
     statistics = Statistics()
     for path, name in zip(paths, corpus_names(paths)):
-        for cut in valid_cuts(path, bar):
+        seen = NameSet()
+        for row in read_rows(path, bar):
+            cut = labelled_cut(row)
+            problems = check_cut(cut) if seen.add(row.id) else ["field 'id': another cut has it already"]
+            if problems:
+                raise UserError(f"{row.where}: cut {row.id}: {problems[0]}; see `tokenverse-pp manifest validate`")
             statistics.add(cut, str((cut.custom or {}).get("corpus", name)))
     return {"languages": statistics.by_language(), "corpora": statistics.by_corpus()}
-
-
-def valid_cuts(path: PathLike, bar: Any = None) -> Iterator[Cut]:
-    """Yield the cuts of a manifest (see `labelled_cut`) after checking each; raises as `count_manifests` does."""
-    seen = NameSet()
-    for row in read_rows(path, bar):
-        cut = labelled_cut(row)
-        problems = check_cut(cut) if seen.add(row.id) else ["field 'id': another cut has it already"]
-        if problems:
-            raise UserError(f"{row.where}: cut {row.id}: {problems[0]}; see `tokenverse-pp manifest validate`")
-        yield cut
 
 
 def corpus_names(paths: Sequence[PathLike]) -> List[str]:
@@ -168,17 +170,6 @@ def shares_table(corpora: Dict[str, Any]) -> str:
     return aligned(rows)
 
 
-def _add_counts(total: Dict[str, Any], part: Dict[str, Any]) -> None:
-    for name in TOTALS:
-        total[name] += part[name]
-    for task, counts in part["tasks"].items():
-        into = total["tasks"][task]
-        into["tokens"] += counts["tokens"]
-        for name in PARTS:
-            for unit in ("cuts", "hours"):
-                into[name][unit] += counts[name][unit]
-
-
 def _empty() -> Dict[str, Any]:
     tasks = {name: {part: {"cuts": 0, "hours": 0.0} for part in PARTS} for name in REGISTRY}
     counted = {name: {**parts, "tokens": 0} for name, parts in tasks.items()}
@@ -217,12 +208,9 @@ def _plot_groups(axes: Any, title: str, groups: Dict[str, Any], colours: Any) ->
     tasks = list(REGISTRY)
     left = [0.0] * len(tasks)
     for i, (name, group) in enumerate(groups.items()):
-        for part, hatch in (("people", ""), ("machine", "////")):
-            machine = [group["tasks"][task]["machine"]["hours"] for task in tasks]
-            hours = machine
-            if part == "people":
-                hours = [group["tasks"][task]["labelled"]["hours"] - m for task, m in zip(tasks, machine)]
-            label = name if part == "people" else None
+        machine = [group["tasks"][task]["machine"]["hours"] for task in tasks]
+        people = [group["tasks"][task]["labelled"]["hours"] - m for task, m in zip(tasks, machine)]
+        for hours, label, hatch in ((people, name, ""), (machine, None, "////")):
             axes.barh(
                 tasks, hours, left=left, label=label, color=colours(i % colours.N), hatch=hatch, edgecolor="white"
             )

@@ -5,26 +5,12 @@ from __future__ import annotations
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import (
-    Callable,
-    Deque,
-    Dict,
-    Generic,
-    Iterable,
-    Iterator,
-    List,
-    Optional,
-    Sequence,
-    Set,
-    Tuple,
-    TypeVar,
-    Union,
-)
+from typing import Callable, Dict, Generic, Iterable, Iterator, List, Optional, Sequence, Set, Tuple, TypeVar, Union
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.importing.brat_conll import REFUSE, find_brat, read_brat, read_conll
-from tokenverse_pp.data.importing.documents import Document, fit, lay_over, letters
-from tokenverse_pp.data.importing.rows import BadRow, Place, Rejected, Row, RowOrRejected, composed, shown
+from tokenverse_pp.data.importing.documents import Document, fit, letters
+from tokenverse_pp.data.importing.rows import Place, Rejected, Row, RowOrRejected, composed, shown
 
 T = TypeVar("T")
 WIDTHS = (8, 64, 512)  # how far rows and sentences are searched for the next pair that fits
@@ -32,47 +18,38 @@ LONG = 15  # minimum letters for one matching pair to resynchronise the texts; s
 
 
 @dataclass
-class Attached:
-    """Mismatches: reasons by row number, and parts of documents that are in no row."""
-
-    problems: Dict[int, str] = field(default_factory=dict)
-    surplus: List[Rejected] = field(default_factory=list)
-
-
 class NamedDocuments:
     """Documents by name, which is that of a row's id, recording or audio file.
 
     BRAT documents are read on demand; CoNLL sentences are held in memory. ``nameless`` sentences are rejected.
     """
 
-    def __init__(
-        self,
-        documents: Dict[str, Union[Path, Document]],
-        discontinuous: str = REFUSE,
-        nameless: Sequence[Rejected] = (),
-    ):
-        self._documents = documents
-        self._discontinuous = discontinuous
-        self._nameless = nameless
-        self._known: Set[str] = set()
-        self.unknown_rows = 0
-        self.notes: Counter[str] = Counter()
+    documents: Dict[str, Union[Path, Document]]
+    discontinuous: str = REFUSE
+    nameless: Sequence[Rejected] = ()
+    known: Set[str] = field(default_factory=set)  # names of rows that have documents
+    unknown_rows: int = 0
+    notes: Counter[str] = field(default_factory=Counter)
 
     def note(self, item: RowOrRejected) -> None:
         """Record the names of a row, even if it is rejected, so that its documents count as used."""
         row = item.row if isinstance(item, Rejected) else item
         if row is not None:
-            self._known.update(name for name in (composed(row.id), *_recording_names([row])) if name in self._documents)
+            self.known.update(name for name in (composed(row.id), *_recording_names([row])) if name in self.documents)
         elif isinstance(item, Rejected) and not item.harmless:
             self.unknown_rows += 1
 
-    def attach(self, rows: Sequence[Row], rejected: Sequence[Row] = ()) -> Attached:
-        """Set the entities of the rows of one recording, given in time order, and return the mismatches.
+    def attach(self, rows: Sequence[Row], rejected: Sequence[Row]) -> Tuple[Dict[int, str], List[Rejected]]:
+        """Set the entities of the rows of one recording, given in time order.
 
         Args:
             rejected: further rows of the recording, whose text the document may contain.
+
+        Returns:
+            Why rows have no entities, by their number, and the parts of documents that are in no row.
         """
-        attached = Attached()
+        problems: Dict[int, str] = {}
+        surplus: List[Rejected] = []
         names = _recording_names([*rows, *rejected])
         for number, row in enumerate(rows):
             name = composed(row.id)
@@ -82,47 +59,40 @@ class NamedDocuments:
             found = fit(document, [row])
             problem = [*found.problems.values(), *found.surplus]
             if problem and name in names and self._is_of_all(document, [*rows, *rejected]):
-                self._documents[name] = document
+                self.documents[name] = document
             elif problem:
-                attached.problems[number] = problem[0]
+                problems[number] = problem[0]
             else:
                 row.entities = found.entities.get(0)
-        for name in sorted(names):
-            document = self._take(name)
-            if document is not None:
-                self._attach_to_all(document, rows, rejected, attached)
-        return attached
+        both = sorted([*rows, *rejected], key=lambda row: row.start or 0.0)
+        numbers = {id(row): number for number, row in enumerate(rows)}
+        optional = [k for k, row in enumerate(both) if id(row) not in numbers]
+        for document in filter(None, map(self._take, sorted(names))):
+            found = fit(document, both, optional, missing=self.unknown_rows > 0)
+            for k, row in enumerate(both):
+                if id(row) in numbers and k in found.problems:
+                    problems.setdefault(numbers[id(row)], found.problems[k])
+                elif id(row) in numbers and k in found.entities:
+                    row.entities = found.entities[k]
+            surplus += [Rejected(document.place, reason) for reason in found.surplus]
+        return problems, surplus
 
     def _is_of_all(self, document: Document, rows: Sequence[Row]) -> bool:
         """Whether a document belongs to the whole recording, if a row and the recording have its name."""
         ordered = sorted(rows, key=lambda row: row.start or 0.0)
         return len(rows) > 1 and 2 * len(fit(document, ordered, missing=True).entities) >= len(rows)
 
-    def _attach_to_all(
-        self, document: Document, rows: Sequence[Row], rejected: Sequence[Row], attached: Attached
-    ) -> None:
-        both = sorted([*rows, *rejected], key=lambda row: row.start or 0.0)
-        numbers = {id(row): number for number, row in enumerate(rows)}
-        optional = [k for k, row in enumerate(both) if id(row) not in numbers]
-        found = fit(document, both, optional, missing=self.unknown_rows > 0)
-        for k, row in enumerate(both):
-            if id(row) in numbers and k in found.problems:
-                attached.problems.setdefault(numbers[id(row)], found.problems[k])
-            elif id(row) in numbers and k in found.entities:
-                row.entities = found.entities[k]
-        attached.surplus += [Rejected(document.place, reason) for reason in found.surplus]
-
     def _take(self, name: str) -> Optional[Document]:
-        found = self._documents.pop(name, None)
-        self._known.discard(name)
-        return read_brat(found, self._discontinuous, self.notes) if isinstance(found, Path) else found
+        found = self.documents.pop(name, None)
+        self.known.discard(name)
+        return read_brat(found, self.discontinuous, self.notes) if isinstance(found, Path) else found
 
     def unused(self) -> Iterator[Rejected]:
         """Yield the documents without a row."""
-        yield from self._nameless
+        yield from self.nameless
         told = "no row that could be read and no recording" if self.unknown_rows else "no row and no recording"
-        for name, found in self._documents.items():
-            if name not in self._known:
+        for name, found in self.documents.items():
+            if name not in self.known:
                 place = Place(str(found), 1) if isinstance(found, Path) else found.place
                 yield Rejected(place, f"{told} has the name {name!r}")
 
@@ -193,7 +163,7 @@ class _Ahead(Generic[T]):
     def __init__(self, items: Iterable[T], key: Callable[[T], Optional[str]]):
         self._items = iter(items)
         self._key = key
-        self._ahead: Deque[Tuple[Optional[str], T]] = deque()
+        self._ahead: deque[Tuple[Optional[str], T]] = deque()
 
     def fill(self, count: int) -> int:
         """Read ahead up to ``count`` items; return the number available."""
@@ -227,10 +197,11 @@ def _given(item: RowOrRejected, sentence: Document) -> RowOrRejected:
     """Return a row with the entities of its sentence; rejected if they do not fit."""
     if isinstance(item, Rejected) or item.text is None:
         return item
-    try:
-        lay_over(sentence, [item])
-    except BadRow as error:
-        return Rejected(item.place, str(error), item)
+    found = fit(sentence, [item])
+    problems = [*found.problems.values(), *found.surplus]
+    if problems:
+        return Rejected(item.place, problems[0], item)
+    item.entities = found.entities.get(0)
     return item
 
 
@@ -285,10 +256,9 @@ def _pairs(rows: _Ahead[RowOrRejected], sentences: _Ahead[Document], a: int, b: 
 def open_documents(
     brat: Optional[Path], conll: Optional[Path], discontinuous: str = REFUSE
 ) -> Union[NamedDocuments, SentencesInOrder, None]:
-    """Open the documents of --brat or --conll. CoNLL sentences are matched by name unless most of them lack one.
+    """Open the documents of --brat or --conll (raises UserError if both are given, or there is no document).
 
-    Raises:
-        UserError: if both are given, or there is no document.
+    CoNLL sentences are matched by name unless most of them lack one.
     """
     if brat is not None and conll is not None:
         raise UserError("--brat and --conll: expected one of them")

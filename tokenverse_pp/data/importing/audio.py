@@ -16,7 +16,7 @@ from lhotse import AudioSource, Recording
 from lhotse.utils import fastcopy
 
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.data.access import allow_sources, file_problem, recording_of, use_backend
+from tokenverse_pp.data.access import allow_sources, file_problem, recording_of
 from tokenverse_pp.data.audio import ENDINGS, AudioInput
 from tokenverse_pp.data.corpora.common import write_16_khz
 from tokenverse_pp.data.importing.rows import BadRow, Row, channel_number, composed, decoded_name, safe_id, shown
@@ -58,17 +58,7 @@ class AudioOut:
             shutil.rmtree(self.path, ignore_errors=True)
 
 
-use_backend()
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A recording whose audio was checked; ``plain`` if libsndfile alone can read it, otherwise it is rewritten."""
-
-    recording: Recording
-    plain: bool
-
-
+@dataclass(eq=False)
 class AudioFinder:
     """Opens the audio of rows.
 
@@ -83,17 +73,13 @@ class AudioFinder:
         audio_out: folder for rewritten audio; audio that the import has written there may also be opened.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        sampling_rate: Optional[int] = 16000,
-        allow_pipes: bool = False,
-        audio_out: Optional[AudioOut] = None,
-    ):
-        self.folder = Path(os.path.abspath(folder))
-        self.audio_out = audio_out
-        self.sampling_rate = sampling_rate
-        self.allow_pipes = allow_pipes
+    folder: Path
+    sampling_rate: Optional[int] = 16000
+    allow_pipes: bool = False
+    audio_out: Optional[AudioOut] = None
+
+    def __post_init__(self) -> None:
+        self.folder = Path(os.path.abspath(self.folder))
         self._source = lru_cache(maxsize=4096)(self._find)
         self._open = lru_cache(maxsize=4096)(_open)
         self._rewrite = lru_cache(maxsize=4096)(self._rewritten)
@@ -103,16 +89,15 @@ class AudioFinder:
     def recording(self, row: Row) -> Tuple[Recording, int]:
         """Return the recording of a row and its channel, counted from 0.
 
-        Raises:
-            BadRow: if the file is missing, outside the folder, not audio, truncated or damaged, or lacks the channel.
+        Raises BadRow if the file is missing, outside the folder, not audio, truncated or damaged, or lacks the channel.
         """
         source, name = self._source(row.audio, row.recording, row.id)
         opened = self._open(source, name)
         if isinstance(opened, str):
             raise BadRow(opened)
-        recording = opened.recording
+        recording, is_plain = opened
         channel = _channel(row.channel, recording.num_channels)
-        if opened.plain and self.sampling_rate in (None, recording.sampling_rate):
+        if is_plain and self.sampling_rate in (None, recording.sampling_rate):
             return recording, channel
         written = self._rewrite(source, name, channel)
         if isinstance(written, str):
@@ -120,11 +105,7 @@ class AudioFinder:
         return written, 0
 
     def original(self, row: Row) -> Optional[str]:
-        """Return the id that the recording of a row had before its channels were written to files; None if it has it.
-
-        Raises:
-            BadRow: see `recording`.
-        """
+        """Return the id that a row's `recording` had before its channels were written to files; None if it has it."""
         _, name = self._source(row.audio, row.recording, row.id)
         return None if self.recording(row)[0].id == name else name
 
@@ -184,17 +165,13 @@ class AudioFinder:
 
     def _named(self, recording: str) -> Tuple[Path, str]:
         """Return the file of a recording and its name, percent-decoded if there is no file with the given name."""
-        try:
-            return self._by_name(recording), recording
-        except BadRow:
-            name = decoded_name(recording)
-            if name == recording:
-                raise
+        errors = []
+        for name in dict.fromkeys((recording, decoded_name(recording))):
             try:
                 return self._by_name(name), name
-            except BadRow:
-                pass
-            raise
+            except BadRow as error:
+                errors.append(error)
+        raise errors[0]
 
     def _by_name(self, name: str) -> Path:
         """Return the audio file of a recording: its name with the first existing extension of `ENDINGS` (any case).
@@ -227,7 +204,7 @@ class AudioFinder:
         if self.audio_out is None or isinstance(opened, str):
             wanted = "" if self.sampling_rate is None else f" of {self.sampling_rate} Hz"
             return f"field 'audio': {source}: expected audio{wanted} that libsndfile reads, found something else"
-        recording = opened.recording
+        recording, _ = opened
         own_name = name if recording.num_channels == 1 else f"{name}-{channel + 1}"
         # Names come from the data: they may be invalid as file names, and two may be equal.
         unique = hashlib.sha256(f"{source}\0{own_name}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
@@ -244,16 +221,12 @@ class AudioFinder:
 def _listing(folder: Path) -> Dict[Tuple[str, str], List[str]]:
     """Return the audio files of a folder by name without extension: as it is, case-folded, and composed as well."""
     names: Dict[Tuple[str, str], List[str]] = {}
-    try:
-        found = sorted(os.listdir(folder))
-    except OSError:
-        return names
-    for item in found:
-        stem, ending = os.path.splitext(item)
-        if ending.lower() in ENDINGS:
-            names.setdefault(("exact", stem), []).append(item)
-            names.setdefault(("any case", stem.casefold()), []).append(item)
-            names.setdefault(("any form", composed(stem.casefold())), []).append(item)
+    with contextlib.suppress(OSError):
+        for item in sorted(os.listdir(folder)):
+            stem, ending = os.path.splitext(item)
+            kinds = {"exact": stem, "any case": stem.casefold(), "any form": composed(stem.casefold())}
+            for kind, key in kinds.items() if ending.lower() in ENDINGS else ():
+                names.setdefault((kind, key), []).append(item)
     return names
 
 
@@ -266,42 +239,37 @@ def _forms(folder: Path) -> Dict[str, List[str]]:
     return names
 
 
-def _open(source: str, name: str) -> Union[Opened, str]:
-    """Return a recording, or the reason why it cannot be opened (the cache does not store exceptions)."""
-    unsafe = "" if source.endswith("|") else file_problem(source)
+def _open(source: str, name: str) -> Union[Tuple[Recording, bool], str]:
+    """Return a recording whose audio was checked, and whether libsndfile alone can read it, or why it cannot be opened.
+
+    The cache does not store exceptions. What the structure of a file does not prove is decoded. A command writes audio
+    to stdout; lhotse runs it again to load the audio.
+    """
+    command = source[:-1].strip() if source.endswith("|") else None
+    unsafe = file_problem(source) if command is None else ""
     if unsafe:
         return f"field 'audio': {unsafe}"
     try:
-        opened, wrong = _piped(source, name) if source.endswith("|") else _measured(source, source, name)
+        content: Union[str, bytes] = source
+        if command is not None:
+            content = subprocess.run(command, shell=True, stdout=subprocess.PIPE, check=True).stdout
+        with AudioInput(content, source, thorough=True) as audio:
+            wrong = audio.measure().damage or next(iter(audio.problems), None)
+            if not audio.frames and wrong is None:
+                wrong = "holds no audio"
+            if wrong is None:
+                audio.tell()
+            recording, is_plain = recording_of(audio, content, name), audio.is_plain
     except (UserError, OSError, subprocess.SubprocessError) as error:
         lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         reason = lines[0].strip()[:200].replace(f"{source}: ", "", 1)
         return f"field 'audio': {source}: cannot be read as audio: {reason}"
     if wrong is not None:
         return f"field 'audio': {source}: {wrong}"
-    return opened
-
-
-def _measured(source: Union[str, bytes], label: str, name: str) -> Tuple[Opened, Optional[str]]:
-    """Return a recording and what is wrong with its audio. What the file structure does not prove is decoded."""
-    with AudioInput(source, label, thorough=True) as audio:
-        audio.measure()
-        wrong = audio.damage or next(iter(audio.problems), None)
-        if not audio.frames and wrong is None:
-            wrong = "holds no audio"
-        if wrong is None:
-            audio.tell()
-        return Opened(recording_of(audio, source, name), audio.is_plain), wrong
-
-
-def _piped(source: str, name: str) -> Tuple[Opened, Optional[str]]:
-    """Like `_measured`, for a command that writes audio to stdout; lhotse runs it again to load the audio."""
-    command = source[:-1].strip()
-    data = subprocess.run(command, shell=True, stdout=subprocess.PIPE, check=True).stdout
-    opened, wrong = _measured(data, source, name)
-    channels = list(range(opened.recording.num_channels))
-    recording = fastcopy(opened.recording, sources=[AudioSource("command", channels, command)])
-    return Opened(recording, opened.plain), wrong
+    if command is not None:
+        part = AudioSource("command", list(range(recording.num_channels)), command)
+        recording = fastcopy(recording, sources=[part])
+    return recording, is_plain
 
 
 def _channel(given: Optional[str], count: int) -> int:

@@ -40,12 +40,9 @@ class BratEntity(NamedTuple):
 
 
 def find_brat(folder: Path) -> Dict[str, Union[Path, Document]]:
-    """Return the .ann files below a folder by name; two files of one name are both invalid.
+    """Return the .ann files below a folder by name (raises UserError if there is none).
 
-    A .txt without .ann was not annotated.
-
-    Raises:
-        UserError: if there is no .ann file.
+    Two files of one name are both invalid. A .txt without .ann was not annotated.
     """
     found: Dict[str, Union[Path, Document]] = {}
     paths: Dict[str, Path] = {}

@@ -18,7 +18,7 @@ from typing import Collection, Dict, List, Optional, Sequence, Set, Tuple
 
 import regex
 
-from tokenverse_pp.data.importing.rows import BadRow, Place, Row, Span
+from tokenverse_pp.data.importing.rows import Place, Row, Span
 
 Key = List[Tuple[str, int]]
 _IGNORABLE = regex.compile(r"\p{Default_Ignorable_Code_Point}|\p{Me}")  # variation selectors, enclosing keycaps, ..
@@ -74,19 +74,6 @@ def _parts(char: str) -> str:
 def _is_letter_mark(char: str) -> bool:
     is_mark = unicodedata.category(char)[0] == "M"
     return is_mark and unicodedata.combining(char) not in _ACCENTS and not _IGNORABLE.match(char)
-
-
-def lay_over(document: Document, rows: Sequence[Row]) -> None:
-    """Set the entities (possibly an empty list) of rows in time order, from a document with the text of all rows.
-
-    Raises:
-        BadRow: if the texts differ, an entity crosses rows, or a row already has entities. No row is changed then.
-    """
-    found = fit(document, rows)
-    for reason in (*found.problems.values(), *found.surplus):
-        raise BadRow(reason)
-    for number, entities in found.entities.items():
-        rows[number].entities = entities
 
 
 def fit(document: Document, rows: Sequence[Row], optional: Collection[int] = (), missing: bool = False) -> Fit:

@@ -253,14 +253,13 @@ class FieldMap:
             row.entities = entities_of(values["entities"], row.text)
 
 
-def fill(row: Row, values: Mapping[str, Any]) -> Row:
+def fill(row: Row, values: Mapping[str, Any]) -> None:
     """Set the fields that a row lacks."""
     for name, value in values.items():
         if name == "custom":
             row.custom = {**value, **row.custom}
         elif getattr(row, name) is None:
             setattr(row, name, value)
-    return row
 
 
 def constants_of(values: Mapping[str, str], tasks: Optional[str] = None) -> Dict[str, Any]:

@@ -212,7 +212,7 @@ def _item(place: Place, line: str, notation: str) -> Union[Row, ImportedWord, No
 
         def words() -> Optional[str]:
             if text.upper() == NOTHING:
-                raise BadRow("a word that nobody wrote down")
+                raise BadRow("a word that was not transcribed")
             if not _has_confidence(cells):
                 raise BadRow(f"expected a confidence or <NA>, found {shown(cells[8])}")
             return read_word(text, None if subtype.upper() == NOTHING else subtype, notation)

@@ -39,11 +39,9 @@ REFUSE, RESOLVE, KEEP = "refuse", "resolve", "keep"
 OPTION = "--nist-notation"
 
 SOUNDS = frozenset(
-    (
-        *("bkg breath cackle click cough crosstalk ding foreground hes laugh laughs laughing laughter".split()),
-        *("lipsmack music noise nonspeech non-speech no-speech nonvocal overlap pause ring sigh sil silence".split()),
-        *("smack sneeze sniff sp spn throat".split()),
-    )
+    "bkg breath cackle click cough crosstalk ding foreground hes laugh laughs laughing laughter "
+    "lipsmack music noise nonspeech non-speech no-speech nonvocal overlap pause ring sigh sil silence "
+    "smack sneeze sniff sp spn throat".split()
 )
 ASIDES = frozenset(("aside", "b_aside", "e_aside", "a_aside"))
 UNKNOWN = frozenset(("unk", "unknown", "unintelligible", "inaudible", "foreign", "redacted", "oov", "skip", "pii"))
@@ -65,16 +63,13 @@ TYPES = WORD_TYPES | {"un-lex", "non-lex", "misc", "noscore"}
 
 
 def read_words(text: str, notation: str) -> List[str]:
-    """Return the words of a transcript.
+    """Return the words of a transcript (raises BadRow if a mark is refused or cannot be read; the message names it).
 
     Args:
         notation: ``resolve`` reads marks as in the table above, ``keep`` treats them as words, ``refuse`` rejects them.
 
     >>> read_words("<n h*A { uh / um } (%HESITATION) hello ((there))", "resolve")
     ['<n', 'h*A', 'uh', 'hello', 'there']
-
-    Raises:
-        BadRow: if a mark is refused or cannot be read; the message names it.
     """
     tokens = fields(text)
     if notation == KEEP or not _SIGNS.search(text):
@@ -202,7 +197,7 @@ class _Reader:
         if name.lower() in HESITATIONS:
             return []
         if name.lower() in WORD_CLASSES:
-            raise BadRow(f"field 'text': {shown(token)} stands for a class of words; which was said is not known")
+            raise BadRow(f"field 'text': {shown(token)} stands for a class of words, not for a known word")
         if _is_mixed(name) or _ARABIC.search(name):  # LDC's Arabic transcripts mark sounds like this too, such as %sEAl
             raise BadRow(f"field 'text': mark {shown(token)} is not known")
         return [name]
@@ -210,7 +205,7 @@ class _Reader:
     def _tag(self, token: str, name: str) -> List[str]:
         self.mark(token, "a tag")
         if name in UNKNOWN:
-            raise BadRow(f"field 'text': {shown(token)} stands for words that nobody wrote down")
+            raise BadRow(f"field 'text': {shown(token)} stands for words that were not transcribed")
         if name not in SOUNDS | ASIDES:
             raise BadRow(f"field 'text': tag {shown(token)} is not known")
         return []
@@ -221,7 +216,7 @@ class _Reader:
         if laughed:
             return self.words([laughed[1]])
         if inner.lower() in UNKNOWN:
-            raise BadRow(f"field 'text': {shown(found)} stands for words that nobody wrote down")
+            raise BadRow(f"field 'text': {shown(found)} stands for words that were not transcribed")
         if _is_mixed(inner) and inner.lower() not in SOUNDS:
             raise BadRow(f"field 'text': mark {shown(found)} is not known")
         return []
@@ -248,7 +243,7 @@ class _Reader:
             self.mark(found, "unclear speech")
             inner = fields(" ".join(inner)[1:-1])
             if not inner:
-                raise BadRow(f"field 'text': {shown(found)} stands for words that nobody wrote down")
+                raise BadRow(f"field 'text': {shown(found)} stands for words that were not transcribed")
         else:
             self.mark(found, "optional words")
         return self.words(inner), end + 1

@@ -98,7 +98,11 @@ RowOrRejected = Union[Row, Rejected]
 
 
 class BadRow(UserError):
-    """The reason why a row cannot be mapped; the caller adds the place."""
+    """The reason why a row (number ``turn`` of its cut) cannot be mapped; the caller adds the place."""
+
+    def __init__(self, reason: str, turn: int = 0):
+        super().__init__(reason)
+        self.turn = turn
 
 
 def seconds(value: Any, name: str, scale: float = 1.0) -> float:
@@ -373,30 +377,27 @@ def name_key(name: str) -> str:
     return composed(decoded_name(name))
 
 
-class _Files:
-    """The first audio file of each `recording_key`, to detect different files with the same key."""
+def _check_file(row: Row, files: Dict[str, str]) -> None:
+    """Raise BadRow if a row that names no recording has the key of another file, so its words are ambiguous.
 
-    def __init__(self) -> None:
-        self._first: Dict[str, str] = {}
-
-    def check(self, row: Row) -> None:
-        """Raise BadRow if a row that names no recording has the key of another file, so its words are ambiguous."""
-        if row.audio is None:
-            return
-        audio = os.path.normpath(row.audio)
-        first = self._first.setdefault(recording_key(row), audio)
-        if row.recording is None and audio != first:
-            raise BadRow(
-                f"field 'audio': {shown(audio)} has the name of {shown(first)}, by which words and speakers are found: "
-                "give field 'recording'"
-            )
+    ``files`` has the first audio file of each `recording_key`.
+    """
+    if row.audio is None:
+        return
+    audio = os.path.normpath(row.audio)
+    first = files.setdefault(recording_key(row), audio)
+    if row.recording is None and audio != first:
+        raise BadRow(
+            f"field 'audio': {shown(audio)} has the name of {shown(first)}, by which words and speakers are found: "
+            "give field 'recording'"
+        )
 
 
 class Words:
     """The words of recordings, in memory; each word is assigned to one turn."""
 
     def __init__(self, words: Iterable[ImportedWord]):
-        self._files = _Files()
+        self._files: Dict[str, str] = {}
         self._asked: Dict[str, Dict[Tuple[Optional[str], Optional[str]], Row]] = {}  # a turn of each file and channel
         self.by_recording: Dict[str, List[ImportedWord]] = {}
         for word in words:
@@ -406,27 +407,28 @@ class Words:
         self._middles = {name: [word.middle for word in found] for name, found in self.by_recording.items()}
 
     def give(self, row: Row) -> None:
-        """Set the text of a turn from the unused words whose middle lies in it.
+        """Set the text of a turn that has none from the unused words whose middle lies in it.
+
+        Those of a turn with a text are used up, so that no other turn gets them.
 
         Raises:
             BadRow: if one of these words cannot be used, or the words may belong to another file.
         """
+        if row.text is not None:
+            with contextlib.suppress(BadRow):  # they may belong to another file
+                self._taken(row)
+            return
         mine = self._taken(row)
         bad = next((word for word in mine if word.problem is not None), None)
         if bad is not None:
             raise BadRow(f"{bad.place}: {bad.problem}")
         row.text = " ".join(word.text for word in mine) or None
 
-    def pass_by(self, row: Row) -> None:
-        """Take the words of a turn that has a text of its own, so that no other turn gets them."""
-        with contextlib.suppress(BadRow):  # they may belong to another file
-            self._taken(row)
-
     def _taken(self, row: Row) -> List[ImportedWord]:
         """Return the unused words whose middle lies in a turn, which are used now (raises BadRow)."""
         key = recording_key(row)
         if key in self.by_recording:
-            self._files.check(row)
+            _check_file(row, self._files)
             self._asked.setdefault(key, {}).setdefault((row.audio, row.channel), row)
         words, middles = self.by_recording.get(key, []), self._middles.get(key, [])
         first = bisect_left(middles, row.start or 0.0)
@@ -515,20 +517,16 @@ class Speakers:
         for turn in turns:
             self.by_recording.setdefault(recording_key(turn), []).append(turn)
         self._asked: Set[str] = set()
-        self._files = _Files()
+        self._files: Dict[str, str] = {}
         self.elsewhere = 0  # rows in whose time somebody speaks, but on other channels only
         self.first_elsewhere = ""  # the first of them, with the channels
 
-    def give(self, row: Row) -> Row:
-        """Set the speaker of a turn: the one who speaks longest in it, or None.
-
-        Raises:
-            BadRow: if the speakers may belong to another file.
-        """
+    def give(self, row: Row) -> None:
+        """Set the speaker of a turn, who speaks longest in it or None (raises BadRow if it may be of another file)."""
         shares: Dict[str, float] = {}
         self._asked.add(recording_key(row))
         if recording_key(row) in self.by_recording:
-            self._files.check(row)
+            _check_file(row, self._files)
         first, last = _bounds(row)
         other: Optional[str] = None
         for turn in self.by_recording.get(recording_key(row), ()):
@@ -544,7 +542,6 @@ class Speakers:
             self.elsewhere += 1
             told = f"{row.place}, channel {shown(row.channel)}, in the RTTM {shown(other)}"
             self.first_elsewhere = self.first_elsewhere or told
-        return row
 
     def count_elsewhere(self, notes: Counter[str]) -> None:
         """Count the rows that got no speaker since their channel is not that of the speakers, with the first of them.

@@ -5,7 +5,6 @@ Rows pass through a temporary SQLite file, so a table need not be sorted or fit 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pickle
 import re
@@ -15,14 +14,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from lhotse import MonoCut, Recording, SupervisionSegment
 from tqdm import tqdm
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.languages import canonical_tag, language_problem
-from tokenverse_pp.data.importing.annotations import Attached, NamedDocuments, SentencesInOrder, open_documents
+from tokenverse_pp.data.corpora.common import Say
+from tokenverse_pp.data.importing.annotations import NamedDocuments, SentencesInOrder, open_documents
 from tokenverse_pp.data.importing.audio import AudioFinder, AudioOut
 from tokenverse_pp.data.importing.fields import finish_text
 from tokenverse_pp.data.importing.rows import (
@@ -73,14 +73,6 @@ NEEDS = {"scd": "speaker", "endp": "endpoint", "ner": "entities", "lid": "langua
 _TURN = re.compile(r"supervision (\d+), ")
 
 
-class BadTurn(BadRow):
-    """A row that makes its cut invalid: ``culprit`` is its number among the cut's rows."""
-
-    def __init__(self, reason: str, culprit: int):
-        super().__init__(reason)
-        self.culprit = culprit
-
-
 def tasks_of(rows: Sequence[Row]) -> List[str]:
     """The tasks that the rows of a cut are labelled for.
 
@@ -101,14 +93,6 @@ def tasks_of(rows: Sequence[Row]) -> List[str]:
     return found
 
 
-def reject_group(rows: Sequence[Row], error: BadRow) -> List[Rejected]:
-    """The rows of a cut that cannot be made, each with its reason."""
-    culprit = error.culprit if isinstance(error, BadTurn) else 0
-    bad = Rejected(rows[culprit].place, str(error))
-    others = f"in one cut with {bad.place}, which cannot be mapped"
-    return [bad if i == culprit else Rejected(row.place, others, follows=True) for i, row in enumerate(rows)]
-
-
 def _bounds(row: Row, recording: Recording) -> Tuple[float, float]:
     start = row.start if row.start is not None else 0.0
     end = row.end if row.end is not None else recording.duration
@@ -118,9 +102,6 @@ def _bounds(row: Row, recording: Recording) -> Tuple[float, float]:
     if end <= start:
         raise BadRow(f"field 'end': expected it after the start, found {start:g} to {end:g} s")
     return start, end
-
-
-Say = Callable[[str], None]
 
 
 def audio_folder(output: Path, options: ImportOptions) -> Path:
@@ -216,18 +197,11 @@ class _Import:
             return
         rows = iter(rows)
         with ThreadPoolExecutor(self.options.jobs) as pool:
-            while True:
-                batch = list(islice(rows, 16 * self.options.jobs))
-                if not batch:
-                    return
+            while batch := list(islice(rows, 16 * self.options.jobs)):
                 # One row per file: two threads must not write the same file.
                 files = {(item.audio, item.recording): item for item in batch if isinstance(item, Row)}
-                list(pool.map(self._open_ahead, files.values()))
+                list(pool.map(self._channel_of, files.values()))
                 yield from batch
-
-    def _open_ahead(self, row: Row) -> None:
-        with contextlib.suppress(BadRow):  # it is raised again when the row is read
-            self.finder.recording(row)
 
     def _opened(self, row: Row) -> RowOrRejected:
         try:
@@ -246,7 +220,7 @@ class _Import:
         if item.row is None or (item.row.audio is None and self.finder.file(item.row) is None):
             raise UserError(
                 f"{item}: its recording is not known, so that --skip-bad cannot leave out the cut that it belongs to; "
-                "mend it, or use --one-cut-per row"
+                "correct it, or use --one-cut-per row"
             )
 
     def _keyed(self) -> Iterator[Tuple[str, float, RowOrRejected]]:
@@ -277,16 +251,17 @@ class _Import:
             self.ledger.reject(item)
         if not rows:
             return
-        attached = Attached()
+        problems: Dict[int, str] = {}
+        surplus: List[Rejected] = []
         if isinstance(self.documents, NamedDocuments):
-            attached = self.documents.attach(rows, [item.row for item in bad if item.row is not None])
-        reasons = {id(rows[number]): reason for number, reason in attached.problems.items()}
+            problems, surplus = self.documents.attach(rows, [item.row for item in bad if item.row is not None])
+        reasons = {id(rows[number]): reason for number, reason in problems.items()}
         if self.together:
-            if attached.surplus and not reasons:  # the cuts would lack words that were annotated
-                reasons = {id(row): attached.surplus[0].reason for row in rows}
+            if surplus and not reasons:  # the cuts would lack words that were annotated
+                reasons = {id(row): surplus[0].reason for row in rows}
             yield from self._whole_cuts(rows, [item for item in bad if not item.harmless], reasons)
             return
-        self._reject_more(iter(attached.surplus))
+        self._reject_more(surplus)
         for row in rows:
             if id(row) in reasons:
                 self.ledger.reject(Rejected(row.place, reasons[id(row)]))
@@ -331,8 +306,9 @@ class _Import:
                 self.firsts[stretch] = rows[0].place, rows[0].channel
             return cut
         except BadRow as error:
-            for item in reject_group(rows, error):
-                self.ledger.reject(item)
+            bad, others = error.turn, f"in one cut with {rows[error.turn].place}, which cannot be mapped"
+            for i, row in enumerate(rows):
+                self.ledger.reject(Rejected(row.place, str(error) if i == bad else others, follows=i != bad))
             return None
 
     def _again(self, row: Row, first: Optional[Tuple[Place, Optional[str]]]) -> str:
@@ -350,7 +326,7 @@ class _Import:
         """Make a cut of a single turn, or of the complete recording with these turns in time order.
 
         Raises:
-            BadRow: if the recording cannot be opened; `BadTurn` with the row's number if a row is invalid.
+            BadRow: if the recording cannot be opened, or a row is invalid.
         """
         recording, channel = self.finder.recording(rows[0])
         name, begin, duration = rows[0].id, 0.0, recording.duration
@@ -366,7 +342,7 @@ class _Import:
                     begin, duration = start, round(end - start, 8)
                 turns.append(self._turn(row, recording, channel, start, end, begin))
             except BadRow as error:
-                raise BadTurn(str(error), i) from None
+                raise BadRow(str(error), i) from None
         custom: Dict[str, Any] = {"tasks": tasks_of(rows)}
         original = self.finder.original(rows[0])
         if original is not None:
@@ -375,7 +351,7 @@ class _Import:
         problems = check_cut(cut)
         if problems:
             match = _TURN.match(problems[0])
-            raise BadTurn(_TURN.sub("", problems[0], count=1), int(match[1]) if match else 0)
+            raise BadRow(_TURN.sub("", problems[0], count=1), int(match[1]) if match else 0)
         return cut
 
     def _turn(
@@ -409,7 +385,7 @@ class _Import:
             custom=custom or None,
         )
 
-    def _reject_more(self, items: Iterator[Rejected]) -> None:
+    def _reject_more(self, items: Iterable[Rejected]) -> None:
         for item in items:
             self.ledger.read += 1
             self.ledger.reject(item)

@@ -31,6 +31,7 @@ from tokenverse_pp.data.importing.transcripts import read_transcripts
 
 ROW, RECORDING = "row", "recording"
 TURN_SOURCES = ("table", "kaldi", "hf", "stm", "subtitles", "transcripts")
+SOURCES = (*TURN_SOURCES[1:], "rttm", "ctm")  # options of one path each
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ class ImportOptions:
         for path in (self.recordings, *self.table[:1]):
             if path is not None:
                 return path.parent
-        for path in (self.kaldi, self.hf, self.stm, self.subtitles, self.transcripts, self.rttm, self.ctm):
+        for path in (getattr(self, name) for name in SOURCES):
             if path is not None:
                 return path if path.is_dir() else path.parent
         return Path()
@@ -237,7 +238,7 @@ def _complete(
         speakers.give(row)
         row.speaker = next((name for name in [row.speaker, *known] if name is not None), None)
     if words is not None:
-        (words.give if row.text is None else words.pass_by)(row)
+        words.give(row)
     if inline is not None and row.text is not None:
         if row.entities is not None:
             raise BadRow("field 'entities': given twice, by themselves and as marks in the text")
@@ -300,8 +301,7 @@ def _name_in(recordings: Mapping[str, Union[Row, Rejected]], row: Row) -> Option
 
 def check_paths(options: ImportOptions) -> None:
     """Check that the files and folders named by the options exist (raises UserError)."""
-    sources = ("kaldi", "hf", "stm", "subtitles", "transcripts", "rttm", "ctm")
-    for name in (*sources, "recordings", "brat", "conll", "audio_dir"):
+    for name in (*SOURCES, "recordings", "brat", "conll", "audio_dir"):
         path = getattr(options, name)
         if path is not None and not path.exists() and not (name == "hf" and is_hub_name(path)):
             raise UserError(f"--{name.replace('_', '-')}: {path}: no such file or folder")

@@ -143,11 +143,10 @@ CLOSE = 0.5  # seconds after a cue during which its caption may still be on the 
 
 @dataclass
 class _Caption:
-    """A cue that has been read; ``problem`` says why it cannot be used."""
+    """A cue, and its text, which is empty if the cue has a problem."""
 
     cue: Cue
     text: Text
-    problem: Optional[str] = None
 
     @property
     def is_short(self) -> bool:
@@ -182,10 +181,12 @@ def _rows(file: Path, recording: str, repeats: str) -> Iterator[RowOrRejected]:
         if isinstance(cue, Lost):
             items.append(cue)
             continue
+        text = Text([])
         try:
-            items.append(_Caption(cue, Text([]) if cue.problem else read_text(cue.payload), cue.problem))
+            text = text if cue.problem else read_text(cue.payload)
         except BadRow as error:
-            items.append(_Caption(cue, Text([]), str(error)))
+            cue.problem = str(error)
+        items.append(_Caption(cue, text))
     captions = [item for item in items if isinstance(item, _Caption)]
     before = dict(zip(map(id, captions[1:]), captions))
     rolls = repeats == DROP or (repeats == AUTO and _rolls(captions))
@@ -204,8 +205,8 @@ def _row(
     cue, words = caption.cue, caption.text.words
     place = Place(str(file), cue.line)
     row = Row(place, f"{safe_id(recording)}-{cue.line:06d}", recording, start=cue.start, end=cue.end)
-    if caption.problem is not None:
-        return Rejected(place, caption.problem, row)
+    if cue.problem is not None:
+        return Rejected(place, cue.problem, row)
     if echoes and caption.is_short and not words:
         return Rejected(place, f"empty, and not longer than {ECHO:g} s", row, harmless=True, expected=True)
     repeated = _repeated(before, caption, rolls) if before is not None and (rolls or echoes) else 0
@@ -223,7 +224,7 @@ def _repeated(before: _Caption, caption: _Caption, rolls: bool = False) -> int:
     Words in lines with time stamps are new if there is time to say them. After a pause, only such lines prove that
     the words before them are repeated.
     """
-    if before.problem is not None or caption.problem is not None or before.text.speaker != caption.text.speaker:
+    if before.cue.problem or caption.cue.problem or before.text.speaker != caption.text.speaker:
         return 0
     old, words = before.text.words, caption.text.words
     lines = [] if caption.is_short else caption.text.lines

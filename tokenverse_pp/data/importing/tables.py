@@ -54,7 +54,7 @@ def read_table(path: Path, fields: FieldMap, delimiter: Optional[str] = None) ->
     (broken quoting, a carriage return within a line, too many cells) is rejected and affects no other row.
 
     Args:
-        delimiter: cell delimiter; default: by the file extension.
+        delimiter: cell delimiter, ``\\t`` for a tab; default: by the file extension.
 
     Raises:
         UserError: if the file as a whole cannot be read (invalid header, missing columns).
@@ -66,17 +66,10 @@ def read_table(path: Path, fields: FieldMap, delimiter: Optional[str] = None) ->
     if delimiter is None and ending not in DELIMITERS:
         known = ", ".join([*DELIMITERS, *JSON_LINES])
         raise UserError(f"{path}: expected a table ({known}, also with .gz), or --delimiter")
-    return _delimited_rows(
-        path, fields, name.stem, check_delimiter(DELIMITERS[ending] if delimiter is None else delimiter)
-    )
-
-
-def check_delimiter(delimiter: str) -> str:
-    r"""Return a delimiter of one character; ``\t`` stands for a tab (raises UserError if it is invalid)."""
-    delimiter = "\t" if delimiter == "\\t" else delimiter
+    delimiter = DELIMITERS[ending] if delimiter is None else "\t" if delimiter == "\\t" else delimiter
     if len(delimiter) != 1 or delimiter in '"\r\n\0':
         raise UserError(f"--delimiter {delimiter!r}: expected one character that is no quote, such as ';'")
-    return delimiter
+    return _delimited_rows(path, fields, name.stem, delimiter)
 
 
 def _json_rows(path: Path, fields: FieldMap, stem: str) -> Iterator[RowOrRejected]:
