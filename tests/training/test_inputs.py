@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from command_lines import run
@@ -11,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from labelled_cuts import make_cut
 from lhotse import CutSet
+from runs import on_ranks
 from toy_runs import call, finish, read_cuts, start, toy_options, toy_parts
 
 from tokenverse_pp.base.config import Config, DataConfig
@@ -23,29 +22,6 @@ from tokenverse_pp.tasks import build_tasks
 from tokenverse_pp.training.inputs import check_data, make_inputs
 
 TASKS = build_tasks(["asr", "lid"], {"lid": {"languages": ["fr"]}})
-
-
-def on_ranks(count, function):
-    """The outcomes (a UserError's text, or None) of ``function(world)`` on ranks that are threads."""
-    barrier, items = threading.Barrier(count), [None] * count
-
-    @dataclasses.dataclass(frozen=True)
-    class World(DistributedContext):
-        def gather(self, item):
-            barrier.wait(60)
-            items[self.rank] = item
-            barrier.wait(60)
-            return list(items)
-
-    def outcome(rank):
-        try:
-            function(World(rank, count))
-        except UserError as error:
-            return str(error)
-        return None
-
-    with ThreadPoolExecutor(count) as pool:
-        return list(pool.map(outcome, range(count)))
 
 
 def write_cuts(path, names, wrong=()):
