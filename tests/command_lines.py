@@ -12,3 +12,10 @@ def run(*args, group=cli):
     # click 8.1 mixes stderr into stdout unless told not to, 8.2 has no such option.
     options = {"mix_stderr": False} if "mix_stderr" in inspect.signature(CliRunner).parameters else {}
     return CliRunner(**options).invoke(group, [str(arg) for arg in args])
+
+
+def run_ok(*args, group=cli):
+    """The result of a command line that succeeds."""
+    result = run(*args, group=group)
+    assert result.exit_code == 0, (args, result.output, result.stderr, result.exception)
+    return result

@@ -4,7 +4,7 @@ import gzip
 import json
 
 import pytest
-from command_lines import run
+from command_lines import run_ok
 from grid.claims import read_claims
 from labelled_cuts import make_cut
 from lhotse import CutSet
@@ -69,8 +69,7 @@ def test_score_takes_hypotheses_with_a_byte_order_mark(tmp_path):
     CutSet.from_cuts([make_cut("a", [{"text": "oui"}])]).to_file(tmp_path / "ref.jsonl")
     with_bom(tmp_path / "hyps.jsonl", json.dumps(HYP) + "\r\n\r\n")
     files = ["--ref", tmp_path / "ref.jsonl", "--hyp", tmp_path / "hyps.jsonl", "--output", tmp_path / "scores.json"]
-    result = run("score", *files)
-    assert result.exit_code == 0, result.output
+    run_ok("score", *files)
     assert json.loads((tmp_path / "scores.json").read_text())["wer"]["all"]["wer"] == 0
 
 

@@ -129,6 +129,13 @@ def call(main, *args, **options):
     return Failure(code, stderr.getvalue())
 
 
+def call_ok(main, *args, **options):
+    """What `call` gives, of a script that succeeds."""
+    done = call(main, *args, **options)
+    assert done.code == 0, done.stderr
+    return done
+
+
 def assert_one_line(failure, *said):
     """Exit code 2, and on stderr one line that says all of this."""
     assert failure.code == 2, failure

@@ -5,7 +5,7 @@ import click
 import numpy as np
 import pytest
 import soundfile
-from command_lines import run
+from command_lines import run, run_ok
 from labelled_cuts import make_cut
 from lhotse import CutSet, Recording
 
@@ -42,8 +42,7 @@ def test_version_help_and_what_is_unknown():
 
 def test_score_writes_and_prints(manifest, tmp_path):
     output = tmp_path / "out" / "scores.json"
-    result = run("score", "--ref", manifest, "--hyp", tmp_path / "hyps.jsonl", "--output", output)
-    assert result.exit_code == 0
+    result = run_ok("score", "--ref", manifest, "--hyp", tmp_path / "hyps.jsonl", "--output", output)
     scores = json.loads(output.read_text())
     assert scores["wer"]["all"]["wer"] == 0.5 and scores["lid"]["accuracy"] == 1
     assert "50.0" in result.output and "accuracy 100.0 %" in result.output

@@ -8,10 +8,10 @@ import shutil
 import pytest
 import soundfile
 import torch
-from command_lines import run
+from command_lines import run_ok
 from lhotse import CutSet
 from safetensors.torch import load_file
-from toy_runs import assert_one_line, call, finish, read_cuts, start, toy_options
+from toy_runs import assert_one_line, call, call_ok, finish, read_cuts, start, toy_options
 
 from tokenverse_pp.base.config_files import load_config
 from tokenverse_pp.data.tokenizer import train_tokenizer
@@ -52,8 +52,7 @@ def test_finished_run_leaves_a_model_and_learns(finished_run):
 
 def test_accumulated_batches_give_the_losses_of_the_doubled_batch(train_script, tiny_corpus, tmp_path, finished_run):
     changes = {"data__max_cuts": 4, "training__accumulate": 2, "training__epochs": 2, "data__num_workers": 1}
-    done = call(train_script.main, *toy_options(tiny_corpus, tmp_path / "exp", **changes))
-    assert done.code == 0, done.stderr
+    call_ok(train_script.main, *toy_options(tiny_corpus, tmp_path / "exp", **changes))
     expected = {step: values for step, values in losses(finished_run).items() if step <= 4}  # two steps an epoch
     assert_same_losses(losses(tmp_path / "exp"), expected)
 
@@ -92,8 +91,7 @@ def test_too_long_target_is_named_and_left_out(train_script, tiny_corpus, tmp_pa
     short.supervisions[0].custom["entities"] = []
     manifest = write_cuts([short, *cuts[1:8]], tmp_path)
     changes = {"data__train": [manifest], "data__valid": [], "training__max_steps": 1, "data__validate": "false"}
-    done = call(train_script.main, *toy_options(tiny_corpus, tmp_path / "exp", **changes))
-    assert done.code == 0, done.stderr
+    done = call_ok(train_script.main, *toy_options(tiny_corpus, tmp_path / "exp", **changes))
     (line,) = [line for line in done.stderr.splitlines() if "left out" in line]
     assert short.id in line and "too long" in line
     assert losses(tmp_path / "exp")[1]["tokens"] > 0
@@ -255,12 +253,10 @@ def test_a_mixture_of_unequally_labelled_corpora(train_script, tiny_corpus, tmp_
         files.append(tmp_path / f"{corpus}.jsonl.gz")
         CutSet.from_cuts(cuts).to_file(files[-1])
     mixture = tmp_path / "mix.yaml"
-    done = run("manifest", "mix", *files, mixture, "--weights", "2,1,1")
-    assert done.exit_code == 0, done.output
+    done = run_ok("manifest", "mix", *files, mixture, "--weights", "2,1,1")
     options = toy_options(tiny_corpus, tmp_path / "exp", training__max_steps=6)
     where = options.index("--data.train")
-    done = call(train_script.main, "--config", mixture, *options[:where], *options[where + 2 :])
-    assert done.code == 0, done.stderr
+    done = call_ok(train_script.main, "--config", mixture, *options[:where], *options[where + 2 :])
     records = [r["corpora"] for r in read_log(tmp_path / "exp" / "log.jsonl") if r["kind"] == "drawn"]
     cuts = {corpus: sum(record.get(corpus, {"cuts": 0})["cuts"] for record in records) for corpus in labels}
     assert cuts["talks"] / sum(cuts.values()) == pytest.approx(0.5, abs=0.1)

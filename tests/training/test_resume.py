@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from toy_runs import assert_one_line, call, toy_options
+from toy_runs import assert_one_line, call, call_ok, toy_options
 
 from tokenverse_pp.base.config_files import from_dict
 from tokenverse_pp.base.errors import UserError
@@ -22,8 +22,7 @@ SMALL = {"data__valid": [], "training__save_every": 2, "data__max_cuts": 4}
 def run_of_six(train_script, tiny_corpus, tmp_path_factory):
     """A finished run: checkpoints of steps 2, 4 and 6."""
     exp_dir = tmp_path_factory.mktemp("six") / "exp"
-    done = call(train_script.main, *toy_options(tiny_corpus, exp_dir, **SMALL, training__max_steps=6))
-    assert done.code == 0, done.stderr
+    call_ok(train_script.main, *toy_options(tiny_corpus, exp_dir, **SMALL, training__max_steps=6))
     return exp_dir
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lhotse import CutSet
 from runs import train_on_ranks
 from safetensors.torch import load_file, save_file
-from toy_runs import assert_one_line, call, read_cuts, toy_options, toy_parts
+from toy_runs import assert_one_line, call, call_ok, read_cuts, toy_options, toy_parts
 
 from tokenverse_pp.base.config_files import parse_config, save_config
 from tokenverse_pp.base.errors import UserError
@@ -87,8 +87,7 @@ def old_run(corpus, train_script, tmp_path_factory):
     """Experiment folder of two training steps with three of the tasks and one language."""
     exp_dir = tmp_path_factory.mktemp("old") / "exp"
     changes = {**OLD, **few(2), "data__train": [corpus / "cuts_old.jsonl.gz"], "data__valid": []}
-    done = call(train_script.main, *toy_options(corpus, exp_dir, **changes))
-    assert done.code == 0, done.stderr
+    call_ok(train_script.main, *toy_options(corpus, exp_dir, **changes))
     return exp_dir
 
 

@@ -17,7 +17,7 @@ from encoder_families import (
     move_and_merge,
     save_family,
 )
-from toy_runs import call, toy_options
+from toy_runs import call_ok, toy_options
 from transformers import AutoModel
 
 from tokenverse_pp.base.config import ChunkOptions
@@ -255,14 +255,12 @@ def test_trains_decodes_and_exports(family, tmp_path, tiny_corpus, train_script,
     if family.startswith("parakeet"):
         changes["model__encoder__gradient_checkpointing"] = "true"
     options = toy_options(tiny_corpus, tmp_path / "exp", optim__lr=3e-3, optim__encoder_lr=3e-3, **changes)
-    done = call(train_script.main, *options)
-    assert done.code == 0, done.stderr
+    call_ok(train_script.main, *options)
     records = [json.loads(line) for line in (tmp_path / "exp" / "log.jsonl").read_text().splitlines()]
     losses = [record["loss"] for record in records if record["kind"] == "train"]
     assert len(losses) == 20 and sum(losses[-5:]) < sum(losses[:5])
     where = ["--cuts", f"{tiny_corpus}/cuts_test.jsonl.gz", "--output-dir", tmp_path / "dec"]
-    done = call(decode_script.main, "--model", tmp_path / "exp", *where, standalone_mode=True)
-    assert done.code == 0, done.stderr
+    call_ok(decode_script.main, "--model", tmp_path / "exp", *where, standalone_mode=True)
     assert len((tmp_path / "dec" / "hyps.jsonl").read_text().splitlines()) == 4
     if torch.__version__ >= "2.5":
         pytest.importorskip("onnxruntime")
