@@ -19,3 +19,11 @@ def run_ok(*args, group=cli):
     result = run(*args, group=group)
     assert result.exit_code == 0, (args, result.output, result.stderr, result.exception)
     return result
+
+
+def assert_refused(result, *said):
+    """Exit code 2, and on stderr one line that says all of this."""
+    assert result.exit_code == 2, (result.output, result.stderr, result.exception)
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1, result.stderr
+    for part in said:
+        assert str(part) in result.stderr, (part, result.stderr)

@@ -51,23 +51,6 @@ class Emotion(SpeakerChange):
 RATE = 16000
 
 
-@pytest.fixture
-def canary(tmp_path):
-    """The file that hostile code would write."""
-    return tmp_path / "canary"
-
-
-@pytest.fixture
-def fresh_registry(monkeypatch):
-    """No task from outside is known, neither before nor after the test."""
-    list(REGISTRY)  # entry points are read before
-    monkeypatch.setattr(REGISTRY, "_outside", {})
-    REGISTRY._order()
-    yield
-    monkeypatch.undo()
-    REGISTRY._order()
-
-
 # --- Code that a model names -------------------------------------------------------------------------------------
 
 

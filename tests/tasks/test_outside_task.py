@@ -23,16 +23,7 @@ from tokenverse_pp.tasks import REGISTRY, build_tasks, load_plugins, register, r
 from tokenverse_pp.tasks.registry import BUILT_IN, load_plugins_for
 from tokenverse_pp.tasks.transcript import split_marks
 
-
-@pytest.fixture(autouse=True)
-def same_registry(monkeypatch):
-    """Whatever a test registers is gone after it."""
-    list(REGISTRY)  # entry points are read before
-    monkeypatch.setattr(REGISTRY, "_outside", {})
-    REGISTRY._order()
-    yield
-    monkeypatch.undo()
-    REGISTRY._order()
+pytestmark = pytest.mark.usefixtures("fresh_registry")
 
 
 @pytest.fixture(scope="module")
