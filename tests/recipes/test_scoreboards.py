@@ -504,17 +504,8 @@ class TestCommands:
     def test_decoding_first(self, finished_run, tiny_corpus, tmp_path):
         """A model of ten steps; options that score.py does not know go to decode.py."""
         cuts = tiny_corpus / "cuts_test.jsonl.gz"
-        options = [
-            "--cuts",
-            cuts,
-            "--model",
-            finished_run,
-            "--output-dir",
-            tmp_path,
-            "--blank-penalty",
-            4,
-            "--no-report",
-        ]
+        options = ["--cuts", cuts, "--model", finished_run, "--output-dir", tmp_path]
+        options += ["--blank-penalty", 4, "--no-report"]
         done = run_ok("ami", *options, "--method", "greedy", group=score.main)
         found, scores = (json.loads((tmp_path / name).read_text()) for name in ("ami.json", "scores.json"))
         assert found["wer"]["ours"]["wer"] == scores["wer"]["all"]["wer"] and found["scd"] == scores["scd"]

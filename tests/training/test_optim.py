@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from toy_runs import call_ok, save_frozen_encoder, toy_options, toy_parts
+from toy_runs import SPLIT, call_ok, save_frozen_encoder, toy_options, toy_parts
 
 from tokenverse_pp.base.config import LossConfig, OptimConfig
 from tokenverse_pp.base.config_files import parse_config
@@ -186,20 +186,8 @@ def test_learning_rate_falls_from_layer_to_layer(tiny_corpus):
 
 
 # Of the toy encoder's two layers the lower one runs. With the rates below, the groups have another order if both count.
-LOWER = {
-    "model__encoder__kind": "split",
-    "model__encoder__split_layer": 0,
-    "model__encoder__layers": [1],
-    "model__encoder__context_layers": 1,
-    "model__encoder__context_dim": 16,
-    "model__encoder__context_heads": 2,
-    "model__encoder__context_ffn": 24,
-    "model__encoder__context_kernel": 5,
-    "model__encoder__random_init": "false",
-    "optim__lr": 0.07,
-    "optim__encoder_lr": 0.1,
-    "optim__layer_decay": 0.5,
-}
+RATES = {"optim__lr": 0.07, "optim__encoder_lr": 0.1, "optim__layer_decay": 0.5}
+LOWER = {**SPLIT, **RATES, "model__encoder__random_init": "false"}
 
 
 @pytest.fixture(scope="module")

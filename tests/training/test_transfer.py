@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lhotse import CutSet
 from runs import train_on_ranks
 from safetensors.torch import load_file, save_file
-from toy_runs import assert_one_line, call, call_ok, read_cuts, toy_options, toy_parts
+from toy_runs import SPLIT, assert_one_line, call, call_ok, read_cuts, toy_options, toy_parts
 
 from tokenverse_pp.base.config_files import parse_config, save_config
 from tokenverse_pp.base.errors import UserError
@@ -404,18 +404,6 @@ def test_a_model_with_a_frozen_encoder_starts_one_that_trains_its_upper_layers(c
         assert (after[0].tokens, after[0].frames) == (before[0].tokens, before[0].frames)
 
 
-SPLIT = {
-    "model__encoder__kind": "split",
-    "model__encoder__split_layer": 0,
-    "model__encoder__layers": [-1],
-    "model__encoder__context_layers": 1,
-    "model__encoder__context_dim": 16,
-    "model__encoder__context_heads": 2,
-    "model__encoder__context_ffn": 24,
-    "model__encoder__context_kernel": 5,
-}
-
-
 @pytest.mark.parametrize("mode", ["new", "new_and_joiner"])
 @pytest.mark.parametrize("lora_rank", [0, 2])
 def test_checkpoints_of_a_split_encoder_have_its_trained_layers_also_if_the_run_trains_new_rows_only(
@@ -423,7 +411,7 @@ def test_checkpoints_of_a_split_encoder_have_its_trained_layers_also_if_the_run_
 ):
     if lora_rank:
         pytest.importorskip("peft")
-    encoder = {**SPLIT, "model__encoder__lora_rank": lora_rank}
+    encoder = {**SPLIT, "model__encoder__layers": [-1], "model__encoder__lora_rank": lora_rank}
     old = save_old(corpus, tmp_path / "old", **encoder)
     saved = set(checkpoint.read_names(tmp_path / "old" / checkpoint.WEIGHTS))
     assert any("lora_" in name for name in saved) == bool(lora_rank)
