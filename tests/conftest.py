@@ -25,7 +25,7 @@ from hypothesis import settings
 from scripts import ROOT, load_script
 from shared_folders import shared_folder
 
-from tokenverse_pp.tasks import TaskSet, build_tasks
+from tokenverse_pp.tasks import REGISTRY, TaskSet, build_tasks
 
 torch.set_num_threads(1)
 settings.register_profile("default", deadline=None)
@@ -50,6 +50,23 @@ def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = sys.modules.get("tokenverse_pp.training.trainer")
     if trainer is not None:
         monkeypatch.setattr(trainer, "plot_curves", lambda exp_dir: None)
+
+
+@pytest.fixture
+def canary(tmp_path: Path) -> Path:
+    """The file that hostile code would write."""
+    return tmp_path / "canary"
+
+
+@pytest.fixture
+def fresh_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No task from outside is known, neither before nor after the test."""
+    list(REGISTRY)  # entry points are read before
+    monkeypatch.setattr(REGISTRY, "_outside", {})
+    REGISTRY._order()
+    yield
+    monkeypatch.undo()
+    REGISTRY._order()
 
 
 @pytest.fixture(scope="session")

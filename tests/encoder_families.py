@@ -12,6 +12,8 @@ import pytest
 import torch
 from transformers import Wav2Vec2FeatureExtractor
 
+from tokenverse_pp.models.encoders.kinds import merge_lora
+
 SMALL = dict(hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=24)
 RAW = dict(
     **SMALL,
@@ -110,3 +112,46 @@ def save_family(family, folder, **changes):
     extractor = extractor_of(family) or Wav2Vec2FeatureExtractor(do_normalize=False)
     extractor.save_pretrained(folder)
     return str(folder)
+
+
+def assert_padding_changes_nothing(encoder, audio, lens, **tolerance):
+    """A padded batch gives what each utterance gives alone, and zeros -> [(frames, outputs), ..] of the three."""
+    features, feature_lens = encoder.extract(audio, lens)
+    rubbish = torch.arange(features.shape[1]).unsqueeze(0) >= feature_lens.unsqueeze(1)
+    output, output_lens = encoder.contextualise(features + 5.0 * rubbish.unsqueeze(-1), feature_lens)
+    assert (features.shape[2], output.shape[2]) == (encoder.feature_dim, encoder.output_dim)
+    assert encoder.feature_lens(lens).tolist() == feature_lens.tolist() and features.shape[1] == feature_lens.max()
+    assert encoder.output_lens(feature_lens).tolist() == output_lens.tolist() and len(set(output_lens.tolist())) == 3
+    for row in range(3):
+        one, one_lens = encoder.extract(audio[row : row + 1, : lens[row]], lens[row : row + 1])
+        assert one.shape[1] == one_lens == feature_lens[row]
+        torch.testing.assert_close(features[row, : one_lens[0]], one[0], **tolerance)
+        assert features[row, one_lens[0] :].abs().sum() == 0
+        out, out_lens = encoder.contextualise(one, one_lens)
+        assert out_lens == output_lens[row] == out.shape[1]
+        torch.testing.assert_close(output[row, : out_lens[0]], out[0], **tolerance)
+        assert output[row, out_lens[0] :].abs().sum() == 0
+    return list(zip(feature_lens.tolist(), output_lens.tolist()))
+
+
+def gradients(encoder):
+    """By name; each parameter that is trained has one, or DDP would stop at it."""
+    assert all((p.grad is not None) == p.requires_grad for p in encoder.parameters())
+    return {name: p.grad for name, p in encoder.named_parameters() if p.grad is not None}
+
+
+def assert_same_gradients(found, expected, atol):
+    assert found.keys() == expected.keys()
+    for name, grad in expected.items():
+        torch.testing.assert_close(found[name], grad, atol=atol, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@torch.no_grad()
+def move_and_merge(adapted, adapters, batch, tolerance):
+    """Move the adapters; the output, which is returned, is the same once they are merged into the weights."""
+    for parameter in adapters:
+        parameter.add_(0.1 * torch.randn(parameter.shape))
+    moved = adapted(*batch)[0]
+    merge_lora(adapted.backbone)
+    torch.testing.assert_close(adapted(*batch)[0], moved, atol=tolerance, rtol=tolerance)
+    return moved

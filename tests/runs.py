@@ -11,6 +11,8 @@ import resource
 import signal
 import sys
 import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,10 +31,12 @@ with contextlib.suppress(ImportError):  # the curves of a run
 from scripts import ROOT, load_script  # noqa: E402
 from toy_runs import Failure  # noqa: E402
 
+from tokenverse_pp.base.errors import UserError  # noqa: E402
 from tokenverse_pp.cli.groups import report_errors  # noqa: E402
+from tokenverse_pp.data.distributed import DistributedContext  # noqa: E402
 
 TRAIN = load_script(ROOT / "recipes" / "train.py", "train_for_faults")
-__all__ = ["Run", "checkpoints", "train_on_ranks", "weights"]
+__all__ = ["Run", "checkpoints", "on_ranks", "train_on_ranks", "weights"]
 
 
 @dataclass
@@ -86,6 +90,27 @@ def train_on_ranks(options, ranks=2):
         for run in runs:
             run.kill()  # if it is still there
         return Failure(next((code for code in codes if code != 0), 0), "".join(run.said() for run in runs))
+
+
+def on_ranks(count, function):
+    """What ``function(world)`` returns, or its UserError's text, on ranks that are threads and talk to each other."""
+    barrier, items = threading.Barrier(count, timeout=60), [None] * count
+
+    class World(DistributedContext):
+        def gather(self, item):
+            barrier.wait()
+            items[self.rank] = item
+            barrier.wait()
+            return list(items)
+
+    def outcome(rank):
+        try:
+            return function(World(rank, count))
+        except UserError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(outcome, range(count)))
 
 
 def _train(options, stderr, file_size, environment):

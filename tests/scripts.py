@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -10,6 +11,14 @@ from types import ModuleType
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def build_package(root: Path, folder: Path, name: str) -> None:
+    """Pack the files under ``root`` as a Debian package into ``folder``."""
+    (root / "DEBIAN").mkdir()
+    control = f"Package: {name}\nVersion: 1.0\nArchitecture: all\nMaintainer: t <t@example.org>\nDescription: test\n"
+    (root / "DEBIAN" / "control").write_text(control)
+    subprocess.run(["dpkg-deb", "--build", "-Znone", str(root), str(folder)], check=True, capture_output=True)
 
 
 def load_script(path: Path, name: str) -> ModuleType:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 import yaml
-from command_lines import run
+from command_lines import run, run_ok
 from scripts import ROOT
 from tiny_models import write_model, write_speech
 from toy_runs import environment
@@ -176,8 +176,7 @@ def test_an_export_runs_in_a_bare_environment_by_the_commands_of_its_readme(rele
     for name in ("onnx", "onnxruntime"):
         pytest.importorskip(name)
     exported = tmp_path / "THIS_FOLDER"
-    done = run("export", TOY_MODEL, "--output-dir", exported)
-    assert done.exit_code == 0, done.stderr
+    run_ok("export", TOY_MODEL, "--output-dir", exported)
     samples = np.random.default_rng(0).normal(0, 0.1, 3 * 16000).astype(np.float32)
     soundfile.write(tmp_path / "recording.wav", samples, 16000, subtype="FLOAT")
     (wheel,) = release.glob("*.whl")

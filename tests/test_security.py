@@ -13,14 +13,14 @@ from html.parser import HTMLParser
 import pytest
 import torch
 import yaml
-from command_lines import run
+from command_lines import run, run_ok
 from corpus.packages import _extract_member
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from labelled_cuts import make_cut
 from lhotse import CutSet
 from tiny_models import write_model
-from toy_runs import assert_one_line, call, toy_options
+from toy_runs import assert_one_line, call, call_ok, toy_options
 
 from tokenverse_pp import TokenVerse
 from tokenverse_pp.base.config import EncoderConfig
@@ -49,23 +49,6 @@ class Emotion(SpeakerChange):
     token = "[EMO]"
 """
 RATE = 16000
-
-
-@pytest.fixture
-def canary(tmp_path):
-    """The file that hostile code would write."""
-    return tmp_path / "canary"
-
-
-@pytest.fixture
-def fresh_registry(monkeypatch):
-    """No task from outside is known, neither before nor after the test."""
-    list(REGISTRY)  # entry points are read before
-    monkeypatch.setattr(REGISTRY, "_outside", {})
-    REGISTRY._order()
-    yield
-    monkeypatch.undo()
-    REGISTRY._order()
 
 
 # --- Code that a model names -------------------------------------------------------------------------------------
@@ -135,8 +118,7 @@ def test_ones_own_file_stands_for_the_models(hostile, canary, tiny_corpus, tmp_p
         ("transcribe", audio, "--method", "greedy", "--model", hostile, "--plugin", tmp_path / "mine.py"),
         ("--plugin", tmp_path / "mine.py", "transcribe", "--list-tasks", "--model", hostile),
     ):
-        done = run(*words)
-        assert done.exit_code == 0, done.stderr
+        run_ok(*words)
     assert not canary.exists()
     assert "emo" in TokenVerse.from_pretrained(hostile, plugins=[tmp_path / "mine.py"]).tasks
     assert not canary.exists()
@@ -192,8 +174,7 @@ def test_ones_own_run_goes_on_with_the_files_of_its_configuration(train_script, 
     changes.update(data__valid=[], training__save_every=1)
     for steps in (1, 2):
         options = toy_options(tiny_corpus, tmp_path / "exp", **changes, training__max_steps=steps)
-        done = call(train_script.main, *options)
-        assert done.code == 0, done.stderr
+        call_ok(train_script.main, *options)
 
 
 def test_runtime_takes_a_file_of_ones_own(tmp_path, canary, capsys, fresh_registry):

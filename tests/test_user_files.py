@@ -4,7 +4,6 @@ import gzip
 import json
 
 import pytest
-from command_lines import run
 from grid.claims import read_claims
 from labelled_cuts import make_cut
 from lhotse import CutSet
@@ -63,15 +62,6 @@ def test_supervisions_with_a_byte_order_mark(tmp_path):
     turns = with_bom(tmp_path / "turns.jsonl", json.dumps(turn) + "\n")
     [track] = read_tracks(turns, with_bom(tmp_path / "recordings.jsonl.gz", json.dumps(recording) + "\n"))
     assert [turn.text for turn in track.turns] == ["oui"]
-
-
-def test_score_takes_hypotheses_with_a_byte_order_mark(tmp_path):
-    CutSet.from_cuts([make_cut("a", [{"text": "oui"}])]).to_file(tmp_path / "ref.jsonl")
-    with_bom(tmp_path / "hyps.jsonl", json.dumps(HYP) + "\r\n\r\n")
-    files = ["--ref", tmp_path / "ref.jsonl", "--hyp", tmp_path / "hyps.jsonl", "--output", tmp_path / "scores.json"]
-    result = run("score", *files)
-    assert result.exit_code == 0, result.output
-    assert json.loads((tmp_path / "scores.json").read_text())["wer"]["all"]["wer"] == 0
 
 
 def test_unicode_spaces_and_separators_are_part_of_a_line(tmp_path):

@@ -25,6 +25,19 @@ Failure = namedtuple("Failure", "code stderr")
 Parts = namedtuple("Parts", "config tasks tokenizer model dataset")
 
 
+# An encoder whose lower layer alone runs, and is trained; with a small context network.
+SPLIT = {
+    "model__encoder__kind": "split",
+    "model__encoder__split_layer": 0,
+    "model__encoder__layers": [1],
+    "model__encoder__context_layers": 1,
+    "model__encoder__context_dim": 16,
+    "model__encoder__context_heads": 2,
+    "model__encoder__context_ffn": 24,
+    "model__encoder__context_kernel": 5,
+}
+
+
 def toy_options(corpus, exp_dir, **changes):
     """Options of recipes/train.py; a change is named ``section__key``."""
     values = {
@@ -127,6 +140,13 @@ def call(main, *args, **options):
         except SystemExit as exit_:
             code = exit_.code or 0
     return Failure(code, stderr.getvalue())
+
+
+def call_ok(main, *args, **options):
+    """What `call` gives, of a script that succeeds."""
+    done = call(main, *args, **options)
+    assert done.code == 0, done.stderr
+    return done
 
 
 def assert_one_line(failure, *said):

@@ -84,23 +84,6 @@ def test_names_of_files_and_cuts(tmp_path):
     assert open_audio({"array": TONE, "path": "x/call.wav", "sampling_rate": 16000}).name == "call"
 
 
-def test_containers_are_read(tmp_path):
-    av = pytest.importorskip("av")
-    path = tmp_path / "talk.m4a"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("aac", rate=44100, layout="stereo")
-        tone = (0.4 * np.sin(2 * np.pi * 300 * np.arange(44100) / 44100)).astype(np.float32)
-        frame = av.AudioFrame.from_ndarray(np.stack([tone, tone]), format="fltp", layout="stereo")
-        frame.sample_rate = 44100
-        for packet in [*stream.encode(frame), *stream.encode(None)]:
-            container.mux(packet)
-    found = samples_of(path)
-    assert abs(len(found) - 16000) < 1600
-    expected = np.abs(np.fft.rfft(found[2000:14000]))
-    assert np.argmax(expected) == pytest.approx(300 * 12000 / 16000, abs=1)
-    assert open_audio(path).name == "talk"
-
-
 BAD_SAMPLES = {
     "holds no samples": np.zeros(0, np.float32),
     "NaN": np.array([0.0, np.nan], np.float32),
@@ -126,31 +109,10 @@ def test_samples_that_are_none(said):
 
 
 def test_files_that_are_none(tmp_path):
-    (tmp_path / "empty.wav").touch()
-    (tmp_path / "text.mp3").write_text("words " * 99)
-    (tmp_path / "text.m4a").write_text("words " * 99)
-    soundfile.write(tmp_path / "silent.wav", np.zeros(0, np.float32), 16000)
-    expected = {
-        "gone.wav": "no such file",
-        "": "is a folder",
-        "empty.wav": "the file is empty",
-        "text.mp3": "no audio",
-        "text.m4a": "no audio that can be decoded|need PyAV",
-        "silent.wav": "holds no samples",
-    }
-    for name, reason in expected.items():
-        with pytest.raises(UserError, match=reason) as caught:
-            open_audio(tmp_path / name)
-        assert str(caught.value).startswith(f"{tmp_path / name}: ") and "\n" not in str(caught.value)
-
-
-def test_without_pyav_it_is_named(tmp_path, monkeypatch):
-    import sys
-
-    monkeypatch.setitem(sys.modules, "av", None)
-    (tmp_path / "talk.m4a").write_bytes(b"ftyp" * 99)
-    with pytest.raises(UserError, match=r"talk.m4a: MP4 files need PyAV: pip install 'tokenverse_pp\[media\]'"):
-        open_audio(tmp_path / "talk.m4a")
+    for path, reason in ((tmp_path / "gone.wav", "no such file"), (tmp_path, "is a folder")):
+        with pytest.raises(UserError, match=f"{path}: {reason}") as caught:
+            open_audio(path)
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("audio", [5, None, 1.5])

@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 import soundfile
-from command_lines import run
+from command_lines import run, run_ok
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -165,8 +165,7 @@ def test_names_that_no_field_can_hold(tmp_path, format, name):
     (tmp_path / "R.jsonl").write_text(json.dumps({"recording": transcript.name, "audio": f"{transcript.name}.wav"}))
     path = tmp_path / f"{transcript.name}.{format}"
     table = ("--recordings", tmp_path / "R.jsonl", "--audio-dir", tmp_path / "audio")
-    done = run("manifest", "import", tmp_path / "c.jsonl", *table, *options, *OPTIONS[format], path)
-    assert done.exit_code == 0, done.stderr
+    run_ok("manifest", "import", tmp_path / "c.jsonl", *table, *options, *OPTIONS[format], path)
     assert json.loads((tmp_path / "c.jsonl").read_text().splitlines()[0])["recording"]["id"] == transcript.name
 
 

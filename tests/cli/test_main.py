@@ -5,20 +5,13 @@ import click
 import numpy as np
 import pytest
 import soundfile
-from command_lines import run
+from command_lines import assert_refused, run, run_ok
 from labelled_cuts import make_cut
 from lhotse import CutSet, Recording
 
 import tokenverse_pp
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.cli.groups import Group, quieten, report_errors
-
-
-def assert_one_line_and_exit_2(result, *said):
-    assert result.exit_code == 2
-    assert result.exception is None or isinstance(result.exception, SystemExit)
-    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
-    assert all(part in result.stderr for part in said)
 
 
 @pytest.fixture
@@ -42,8 +35,7 @@ def test_version_help_and_what_is_unknown():
 
 def test_score_writes_and_prints(manifest, tmp_path):
     output = tmp_path / "out" / "scores.json"
-    result = run("score", "--ref", manifest, "--hyp", tmp_path / "hyps.jsonl", "--output", output)
-    assert result.exit_code == 0
+    result = run_ok("score", "--ref", manifest, "--hyp", tmp_path / "hyps.jsonl", "--output", output)
     scores = json.loads(output.read_text())
     assert scores["wer"]["all"]["wer"] == 0.5 and scores["lid"]["accuracy"] == 1
     assert "50.0" in result.output and "accuracy 100.0 %" in result.output
@@ -63,7 +55,7 @@ def test_cuts_without_labels_count_in_no_score(manifest, tmp_path):
     assert result.exit_code == 0 and "50.0" in result.stdout
     CutSet.from_cuts([unknown]).to_file(files[1])
     files[3].write_text(json.dumps({"id": "u", "text": "non"}) + "\n")
-    assert_one_line_and_exit_2(run("score", *files), str(files[1]), "nothing to score")
+    assert_refused(run("score", *files), str(files[1]), "nothing to score")
 
 
 def test_score_with_bad_input_writes_nothing(manifest, tmp_path):
@@ -75,7 +67,7 @@ def test_score_with_bad_input_writes_nothing(manifest, tmp_path):
         ('{"id": "c", "text": "a"}\n', manifest, manifest / "scores.json", [str(manifest)]),
     ):
         hyps.write_text(content)
-        assert_one_line_and_exit_2(run("score", "--ref", ref, "--hyp", hyps, "--output", target), *said)
+        assert_refused(run("score", "--ref", ref, "--hyp", hyps, "--output", target), *said)
     assert not output.exists()
 
 
@@ -85,13 +77,13 @@ def test_validate(manifest, tmp_path):
     path = tmp_path / "bad.jsonl"
     CutSet.from_cuts([bad]).to_file(path)
     result = run("manifest", "validate", manifest, path)
-    assert_one_line_and_exit_2(result, str(path), "cut bad", "field 'text'", "(and 1 more)")
+    assert_refused(result, str(path), "cut bad", "field 'text'", "(and 1 more)")
     assert result.stdout == f"{manifest}: valid\n"
     result = run("manifest", "validate", "--all", path)
     assert result.exit_code == 2 and result.stderr.count("\n") == 2
     (tmp_path / "a.wav").unlink()
     assert run("manifest", "validate", manifest).exit_code == 0
-    assert_one_line_and_exit_2(run("manifest", "validate", "--audio", manifest), "cut c", "a.wav: no such file")
+    assert_refused(run("manifest", "validate", "--audio", manifest), "cut c", "a.wav: no such file")
 
 
 def test_stats(manifest, tmp_path):
@@ -125,7 +117,7 @@ def test_errors_the_user_can_mend_are_a_line_and_others_keep_their_traceback(err
     if said is None:
         assert result.exception is error
     else:
-        assert_one_line_and_exit_2(result, said)
+        assert_refused(result, said)
 
 
 def test_messages_of_the_package_go_to_stderr_while_a_script_runs(capsys):

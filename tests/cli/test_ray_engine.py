@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import soundfile
-from command_lines import run
+from command_lines import run, run_ok
 from lhotse import CutSet
 from scripts import ROOT
 from toy_runs import call, read_cuts, save_frozen_encoder, toy_options
@@ -194,8 +194,7 @@ def test_store_features(nodes, toy, tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
         monkeypatch.chdir(tmp_path / name)
         words = ["--config", tmp_path / "config.yaml", "--max-duration", 9, "--threads", 1, *more]
-        done = run("manifest", "store-features", tmp_path / "cuts.jsonl", "stored.jsonl.gz", *words)
-        assert done.exit_code == 0, done.output
+        run_ok("manifest", "store-features", tmp_path / "cuts.jsonl", "stored.jsonl.gz", *words)
         found.append({str(path): path.read_bytes() for path in Path().rglob("*") if path.is_file()})
     assert found[0] == found[1] and len(found[0]) == 13
 
@@ -206,8 +205,7 @@ def test_label(nodes, toy, tmp_path, after, monkeypatch):
     (tmp_path / "places.tsv").write_text("".join(f"{word}\tPLACE\n" for word in words_of(toy)[:5]))
     for name, more in (("one", []), ("two", nodes.options)):
         words = ["--gazetteer", tmp_path / "places.tsv", "--replace-labels", *more]
-        done = run("manifest", "label", toy / "cuts_test.jsonl.gz", tmp_path / f"{name}.jsonl.gz", *words)
-        assert done.exit_code == 0, done.output
+        run_ok("manifest", "label", toy / "cuts_test.jsonl.gz", tmp_path / f"{name}.jsonl.gz", *words)
     assert len(shards) == 4  # of 64 cuts
     assert (tmp_path / "one.jsonl.gz").read_bytes() == (tmp_path / "two.jsonl.gz").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one.jsonl.gz", "places.tsv", "two.jsonl.gz"]

@@ -1,13 +1,13 @@
 """Miniature Debian packages with tones for speech, laid out as the real ones; built by dpkg-deb."""
 
 import gzip
-import subprocess
 from pathlib import Path
 
 import av
 import numpy as np
 import soundfile
 from corpus.packages import ASTERISK_LANGUAGES, FILLETS_LANGUAGES, package_names
+from scripts import build_package
 
 WORDS = "alder birch cedar doubt ember flint grove haste ivory jolly knoll lemon maple novel olive piano".split()
 PROMPTS = {
@@ -86,11 +86,6 @@ def write_packages(folder: Path, work: Path) -> None:
     """Writes every package that the corpus needs into `folder`."""
     roots = {name: work / name for name in package_names()}
     for name, root in roots.items():
-        (root / "DEBIAN").mkdir(parents=True)
-        control = (
-            f"Package: {name}\nVersion: 1.0\nArchitecture: all\nMaintainer: t <t@example.org>\nDescription: test\n"
-        )
-        (root / "DEBIAN/control").write_text(control)
         (root / f"usr/share/doc/{name}").mkdir(parents=True)
         (root / f"usr/share/doc/{name}/copyright").write_text("License: test")
     write_fillets_texts(roots["fillets-ng-data"])
@@ -113,5 +108,5 @@ def write_packages(folder: Path, work: Path) -> None:
         for lang in ("es", "fr", "ru"):
             write_ogg(stamps / f"a{number}_desc_{lang}.ogg", 1.1, 200 + number)
     folder.mkdir(parents=True)
-    for root in roots.values():
-        subprocess.run(["dpkg-deb", "--build", "-Znone", str(root), str(folder)], check=True, capture_output=True)
+    for name, root in roots.items():
+        build_package(root, folder, name)

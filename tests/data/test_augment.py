@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lhotse import CutSet
 from safetensors.torch import load_file
-from toy_runs import assert_one_line, call, read_cuts, toy_options, toy_parts
+from toy_runs import assert_one_line, call, call_ok, read_cuts, toy_options, toy_parts
 
 from tokenverse_pp.base.config import AugmentConfig, DataConfig
 from tokenverse_pp.base.errors import UserError
@@ -153,11 +153,9 @@ def test_batches_are_the_same_after_a_resume_and_in_workers(tiny_corpus, everyth
 @pytest.mark.slow
 def test_a_resumed_run_ends_with_the_same_weights(train_script, tiny_corpus, tmp_path):
     changes = {**OPTIONS, "data__valid": [], "training__max_steps": 4, "training__save_every": 2, "data__max_cuts": 4}
-    done = call(train_script.main, *toy_options(tiny_corpus, tmp_path / "a", **changes))
-    assert done.code == 0, done.stderr
+    call_ok(train_script.main, *toy_options(tiny_corpus, tmp_path / "a", **changes))
     start = tmp_path / "a" / "checkpoints" / "step-00000002"
-    done = call(train_script.main, *toy_options(tiny_corpus, tmp_path / "b", **changes, training__resume=start))
-    assert done.code == 0, done.stderr
+    call_ok(train_script.main, *toy_options(tiny_corpus, tmp_path / "b", **changes, training__resume=start))
     ours, theirs = (load_file(tmp_path / name / "checkpoints" / "step-00000004" / "model.safetensors") for name in "ba")
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 

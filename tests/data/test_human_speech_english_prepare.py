@@ -1,7 +1,6 @@
 """The whole preparation of the English games on miniature packages."""
 
 import shutil
-import subprocess
 from collections import Counter, defaultdict
 
 import pytest
@@ -14,7 +13,7 @@ from game_archives import cutaway, dialogue, hum, jas, mp3, queen_archive, sky_a
 from labelled_cuts import make_cut
 from lhotse import CutSet
 from mini_packages import sentence
-from scripts import ROOT, load_script
+from scripts import ROOT, build_package, load_script
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.labels import check_cut
@@ -62,11 +61,7 @@ def packages_dir(tmp_path_factory):
         for path, data in [(doc.relative_to(root), b"License: test"), *archives[corpus]]:
             (root / path).parent.mkdir(parents=True, exist_ok=True)
             (root / path).write_bytes(data)
-        (root / "DEBIAN").mkdir()
-        (root / "DEBIAN/control").write_text(
-            f"Package: {name}\nVersion: 1.0\nArchitecture: all\nMaintainer: t <t@example.org>\nDescription: test\n"
-        )
-        subprocess.run(["dpkg-deb", "--build", "-Znone", str(root), str(folder)], check=True, capture_output=True)
+        build_package(root, folder, name)
     (folder / "none.txt").write_text("# the recipe's own list names recordings of the real games\n")
     return folder
 

@@ -2,7 +2,7 @@ import json
 
 import pytest
 import yaml
-from command_lines import run
+from command_lines import run, run_ok
 from hypothesis import given
 from hypothesis import strategies as st
 from labelled_cuts import make_cut
@@ -82,8 +82,7 @@ def test_table_says_who_gives_what(corpora):
 
 def test_yaml_is_a_configuration(corpora, tmp_path):
     output = tmp_path / "mix.yaml"
-    result = run("manifest", "mix", *corpora, output, "--temperature", 0)
-    assert result.exit_code == 0, result.stderr
+    result = run_ok("manifest", "mix", *corpora, output, "--temperature", 0)
     assert "33.3 %" in result.stdout and "66.7 %" in result.stdout  # of hours: a third each, two are French
     data = yaml.safe_load(output.read_text())["data"]
     assert data["train"] == [str(path) for path in corpora]

@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from command_lines import run
+from command_lines import run, run_ok
 from labelled_cuts import make_cut
 from lhotse import CutSet
 from lhotse.features.io import NumpyFilesWriter
@@ -37,8 +37,7 @@ def same_cut(found, expected):
 
 def test_labels_and_audio_come_back(manifest, tmp_path, toy_tasks):
     folder = tmp_path / "shar"
-    result = run("manifest", "to-shar", manifest, folder, "--shard-size", 3)
-    assert result.exit_code == 0, result.stderr
+    result = run_ok("manifest", "to-shar", manifest, folder, "--shard-size", 3)
     assert result.stdout.startswith("8 cuts in 3 shards, ")
     expected, found = list(CutSet.from_file(manifest)), list(CutSet.from_shar(in_dir=folder))
     assert len(found) == 8 and all(map(same_cut, found, expected))
@@ -109,8 +108,7 @@ def test_what_cannot_be_stored(manifest, tmp_path, tiny_corpus):
 
 def test_several_processes_write_the_same_files(manifest, tmp_path):
     for folder, jobs in (("one", 1), ("two", 2)):
-        result = run("manifest", "to-shar", manifest, tmp_path / folder, "--shard-size", 3, "--num-jobs", jobs)
-        assert result.exit_code == 0, result.stderr
+        result = run_ok("manifest", "to-shar", manifest, tmp_path / folder, "--shard-size", 3, "--num-jobs", jobs)
     names = sorted(path.name for path in (tmp_path / "one").iterdir())
     assert names == sorted(path.name for path in (tmp_path / "two").iterdir()) and len(names) == 6
     one, two = (list(CutSet.from_shar(in_dir=tmp_path / folder)) for folder in ("one", "two"))

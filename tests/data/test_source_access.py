@@ -43,12 +43,6 @@ RATE = 16000
 
 
 @pytest.fixture
-def canary(tmp_path):
-    """The file that hostile code would write."""
-    return tmp_path / "canary"
-
-
-@pytest.fixture
 def wave(tmp_path):
     path = tmp_path / "a.wav"
     soundfile.write(path, 0.1 * np.random.default_rng(0).standard_normal(RATE), RATE)

@@ -7,7 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
-from command_lines import run
+from command_lines import run, run_ok
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from labelled_cuts import make_cut
@@ -132,8 +132,7 @@ def test_short_texts_may_be_shared():
 def test_command_line(tmp_path):
     cuts = [make_cut(f"c{i}", [{"text": f"un {i}", "speaker": f"s{i % 20}"}]) for i in range(100)]
     path = write(tmp_path, cuts)
-    result = run("manifest", "split", path, tmp_path / "out", "--shares", "train=0.8,dev=0.2", "--by", "speaker")
-    assert result.exit_code == 0, result.stderr
+    result = run_ok("manifest", "split", path, tmp_path / "out", "--shares", "train=0.8,dev=0.2", "--by", "speaker")
     assert [line.split() for line in result.stdout.splitlines()][1:] == [
         ["train", "80", "16", "0.03", "80.0", "80.0"],
         ["dev", "20", "4", "0.01", "20.0", "20.0"],
@@ -149,8 +148,7 @@ def test_command_line(tmp_path):
 def test_keys_with_commas_and_a_key_that_no_cut_has(tmp_path):
     cuts = [make_cut(f"c{i}", [{"text": f"un {i % 3}", "speaker": f"s{i}"}]) for i in range(12)]
     path, shares = write(tmp_path, cuts), ("--shares", "train=0.5,dev=0.5")
-    result = run("manifest", "split", path, tmp_path / "out", *shares, "--by", "speaker, text")
-    assert result.exit_code == 0, result.stderr
+    result = run_ok("manifest", "split", path, tmp_path / "out", *shares, "--by", "speaker, text")
     sets = [{cut.supervisions[0].text for cut in CutSet.from_file(p)} for p in (tmp_path / "out").iterdir()]
     assert not set.intersection(*sets)
     for by in ("speakr", "text,session"):
@@ -225,8 +223,7 @@ def test_first_and_random(manifest):
 
 def test_keep_labels(manifest, tmp_path):
     output = tmp_path / "partly.jsonl.gz"
-    result = run("manifest", "subset", manifest, output, "--keep-labels", "ner=0.3", "--keep-labels", "lid=0")
-    assert result.exit_code == 0, result.stderr
+    result = run_ok("manifest", "subset", manifest, output, "--keep-labels", "ner=0.3", "--keep-labels", "lid=0")
     assert result.stdout.splitlines()[1:] == [
         "ner: kept on 3 cuts, dropped from 7",
         "lid: kept on 0 cuts, dropped from 10",
@@ -268,8 +265,7 @@ def test_ids_may_hold_spaces(manifest, tmp_path):
     for asked, expected in ((" my call-1 \n", ["my call-1"]), ("other and a text\nmy\n", ["my", "other"])):
         (tmp_path / "ids").write_text(asked)
         options = ["--ids", tmp_path / "ids", "--overwrite"]
-        result = run("manifest", "subset", tmp_path / "cuts.jsonl", tmp_path / "x.jsonl", *options)
-        assert result.exit_code == 0, result.stderr
+        run_ok("manifest", "subset", tmp_path / "cuts.jsonl", tmp_path / "x.jsonl", *options)
         found = [json.loads(line)["id"] for line in (tmp_path / "x.jsonl").read_text().splitlines()]
         assert found == expected
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from lhotse import CutSet
-from toy_runs import assert_one_line, call, read_cuts, save_frozen_encoder, toy_options, toy_parts
+from toy_runs import assert_one_line, call, call_ok, read_cuts, save_frozen_encoder, toy_options, toy_parts
 
 from tokenverse_pp.base import engine
 from tokenverse_pp.base.config import ChunkOptions
@@ -160,8 +160,7 @@ def test_command_line_and_a_whole_run_give_the_losses_of_audio(train_script, tin
     }.items():
         exp_dir = tmp_path / name
         options = toy_options(tiny_corpus, exp_dir, **frozen, training__max_steps=4, training__valid_every=4, **changes)
-        done = call(train_script.main, *options)
-        assert done.code == 0, done.stderr
+        done = call_ok(train_script.main, *options)
         found = "stored features" if name == "stored" else "audio"  # data.stored_features: null
         assert f"input: {found}" in done.stderr
         numbers = [r for r in read_log(exp_dir / "log.jsonl") if r["kind"] in ("train", "valid")]

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from test_decoder import TALKATIVE, load, run
-from toy_runs import call, read_cuts
+from toy_runs import call, call_ok, read_cuts
 
 from tokenverse_pp.api.model import TokenVerse
 from tokenverse_pp.base.config import ChunkOptions
@@ -183,8 +183,7 @@ def test_the_command_line_says_what_it_did(tiny_corpus, finished_run, decode_scr
     given = ["--model", finished_run, "--cuts", tiny_corpus / "cuts_test.jsonl.gz", "--no-report", "--threads", 1]
     given += ["--first", 2, "--tasks", "asr"]
     for name, more, said in (("a", [], "strip"), ("b", ["--inactive", "suppress"], "suppress")):
-        done = call(decode_script.main, *given, "--output-dir", tmp_path / name, *more)
-        assert done.code == 0, done
+        call_ok(decode_script.main, *given, "--output-dir", tmp_path / name, *more)
         assert json.loads((tmp_path / name / "scores.json").read_text())["options"]["inactive"] == said
     failure = call(decode_script.main, *given, "--output-dir", tmp_path / "c", "--inactive", "hide")
     assert failure.code == 2 and "'hide' is not one of 'suppress', 'strip'" in failure.stderr

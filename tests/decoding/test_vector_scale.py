@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from test_decoder import load, run
-from toy_runs import assert_one_line, call, read_cuts
+from toy_runs import assert_one_line, call, call_ok, read_cuts
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.decoding.recognizer import vector_weights
@@ -48,8 +48,7 @@ def test_only_decoded_tasks_with_a_vector_have_a_scale(tiny_corpus, loaded):
 
 def test_the_command_line_takes_scales(tiny_corpus, finished_run, decode_script, tmp_path):
     given = ["--model", finished_run, "--cuts", tiny_corpus / "cuts_test.jsonl.gz", "--no-report", "--threads", 1]
-    done = call(decode_script.main, *given, "--output-dir", tmp_path / "a", "--vector-scale", "ner=2")
-    assert done.code == 0, done
+    call_ok(decode_script.main, *given, "--output-dir", tmp_path / "a", "--vector-scale", "ner=2")
     assert (tmp_path / "a" / "scores.json").is_file()
     failure = call(decode_script.main, *given, "--output-dir", tmp_path / "b", "--vector-scale", "sing=2")
     assert_one_line(failure, "--vector-scale sing=2", "asr, scd")

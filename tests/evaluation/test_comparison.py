@@ -4,7 +4,7 @@ import json
 import random
 
 import pytest
-from command_lines import run
+from command_lines import run, run_ok
 from labelled_cuts import make_cut
 from lhotse import CutSet
 
@@ -130,8 +130,7 @@ def test_the_command_compares_files(tmp_path):
     a, b = (write(tmp_path / f"{name}.jsonl", heard(cuts, e)) for name, e in (("a", 0.1), ("b", 0.5)))
     output = tmp_path / "c.json"
     words = ["compare", a, b, "--cuts", tmp_path / "cuts.jsonl", "--by-corpus", "--output", output, "--resamples", 300]
-    done = run(*words)
-    assert done.exit_code == 0, done
+    done = run_ok(*words)
     rows = {tuple(line.split("  ")[0].split() + [line.split()[-1]]) for line in done.stdout.splitlines()[1:]}
     assert ("wer", "40") in rows and ("wer", "20") in rows
     found = json.loads(output.read_text())

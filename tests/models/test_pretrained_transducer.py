@@ -7,7 +7,7 @@ import pytest
 import sentencepiece as spm
 import torch
 from encoder_families import FAMILIES, extractor_of, save_family
-from toy_runs import call, read_cuts, toy_options
+from toy_runs import call_ok, read_cuts, toy_options
 
 from tokenverse_pp.api.model import TokenVerse
 from tokenverse_pp.base.config_files import parse_config
@@ -229,8 +229,7 @@ def run(train_script, corpus, folder, exp_dir, **changes):
         model__encoder__name=folder, model__encoder__random_init="false", model__transducer="pretrained",
         training__max_steps=20, training__save_every=20, training__valid_every=20, **changes,
     )  # fmt: skip
-    done = call(train_script.main, *toy_options(corpus, exp_dir, **changes))
-    assert done.code == 0, done.stderr
+    call_ok(train_script.main, *toy_options(corpus, exp_dir, **changes))
     records = [json.loads(line) for line in (exp_dir / "log.jsonl").read_text().splitlines()]
     return [record["loss"] for record in records if record["kind"] == "train"]
 
@@ -255,8 +254,7 @@ def test_trains_decodes_and_loads(family, saved, tiny_corpus, tmp_path, train_sc
     words = ["--model", tmp_path / "exp", "--cuts", f"{tiny_corpus}/cuts_test.jsonl.gz"]
     for method in ("greedy", "beam", "full_beam"):
         output = ["--output-dir", tmp_path / method, "--method", method, "--pauses"]
-        done = call(decode_script.main, *words, *output, standalone_mode=True)
-        assert done.code == 0, done.stderr
+        call_ok(decode_script.main, *words, *output, standalone_mode=True)
         assert len((tmp_path / method / "hyps.jsonl").read_text().splitlines()) == 4
     one, other = load_model(tmp_path / "exp"), load_model(tmp_path / "exp")
     assert one.config.model.predictor_layers == 2 and one.config.model.joiner_activation == "relu"

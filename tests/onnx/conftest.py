@@ -14,6 +14,23 @@ if not HERE or tuple(int(part) for part in torch.__version__.split(".")[:2]) < (
 
 
 @pytest.fixture(scope="session")
+def sherpa_exported(tmp_path_factory):
+    """``sherpa_exported(case, options, **changes)`` -> the model in torch, built with the changes, and its export."""
+    made = {}
+
+    def get(case, options, **changes):
+        key = (case, options.form)
+        if key not in made:
+            folder = tmp_path_factory.mktemp(case)
+            loaded = build(case, folder, **changes)
+            export_onnx(loaded, folder / "out", options)
+            made[key] = loaded, folder / "out"
+        return made[key]
+
+    return get
+
+
+@pytest.fixture(scope="session")
 def exported(tmp_path_factory):
     """``exported(case, precision="float32", chunks=None)`` -> the model in torch, and the folder of its export."""
     models, folders = {}, {}

@@ -7,7 +7,7 @@ import onnx
 import pytest
 import soundfile
 import torch
-from command_lines import run
+from command_lines import run, run_ok
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_export_commands import without_torch
@@ -158,8 +158,7 @@ def test_bad_chunks_are_one_line(exported, tmp_path, args, message):
 def test_export_by_the_command_line(tmp_path):
     build("wav2vec2-layer", tmp_path)
     args = ["--streaming", "--chunk-ms", "320", "--left-chunks", "1", "--float16"]
-    done = run("export", tmp_path / "model", "--output-dir", tmp_path / "out", *args)
-    assert done.exit_code == 0, done.stderr
+    run_ok("export", tmp_path / "model", "--output-dir", tmp_path / "out", *args)
     about = StreamingRuntime(tmp_path / "out").description
     assert (about.streaming["chunk_ms"], about.streaming["left_chunks"], about.precision) == (320, 1, "float16")
     assert "encoder_first.onnx" in (tmp_path / "out" / "README.md").read_text()

@@ -29,19 +29,10 @@ MODELS = {
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory):
+def models(sherpa_exported):
     """``models(name)`` -> the model in torch, and the folder of its export with `SETS`."""
-    made = {}
-
-    def get(name):
-        if name not in made:
-            folder = tmp_path_factory.mktemp(name)
-            loaded = build(name, folder, ctc_scale=0.3, **MODELS[name])
-            export_onnx(loaded, folder / "out", ExportOptions(form="ctc", task_sets=SETS))
-            made[name] = loaded, folder / "out"
-        return made[name]
-
-    return get
+    options = ExportOptions(form="ctc", task_sets=SETS)
+    return lambda name: sherpa_exported(name, options, ctc_scale=0.3, **MODELS[name])
 
 
 def hear(folder, audio, file="model.onnx"):

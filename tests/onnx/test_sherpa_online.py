@@ -1,17 +1,15 @@
 """Exports for sherpa-onnx, form online: streams through its stock release, beside the streaming encoder in torch."""
 
-import re
-
 import numpy as np
 import pytest
 import torch
 from command_lines import run
-from tiny_exports import build, follow_readme, tones
+from tiny_exports import follow_readme, ids_of, tones
 
 from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.onnx import from_sherpa
-from tokenverse_pp.onnx.export import ExportOptions, export_onnx
+from tokenverse_pp.onnx.export import ExportOptions
 from tokenverse_pp.onnx.graphs import torch_stream
 from tokenverse_pp.onnx.runtime import open_graph
 
@@ -19,23 +17,15 @@ sherpa_onnx = pytest.importorskip("sherpa_onnx")
 ALL = ("asr", "scd", "endp", "ner", "lid")
 CHUNKS = ChunkOptions(chunk_ms=320, left_chunks=2, sinks=3)
 SAMPLES = 5120
+LOWEST = {"whisper-split": {"split_layer": 0}}
 LATE = 80  # samples: frames of Kaldi's log-mel are so much later than Whisper's
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory):
+def models(sherpa_exported):
     """``models(case)`` -> the model in torch, and the folder of its export for all tasks and for speaker changes."""
-    made = {}
-
-    def get(case):
-        if case not in made:
-            folder = tmp_path_factory.mktemp(case)
-            loaded = build(case, folder, **({"split_layer": 0} if case == "whisper-split" else {}))
-            export_onnx(loaded, folder / "out", ExportOptions(form="online", chunks=CHUNKS, task_sets=(ALL, ("scd",))))
-            made[case] = loaded, folder / "out"
-        return made[case]
-
-    return get
+    options = ExportOptions(form="online", chunks=CHUNKS, task_sets=(ALL, ("scd",)))
+    return lambda case: sherpa_exported(case, options, **LOWEST.get(case, {}))
 
 
 def recognizer(folder, names, **options):
@@ -43,6 +33,14 @@ def recognizer(folder, names, **options):
     return sherpa_onnx.OnlineRecognizer.from_transducer(
         **files, decoder=str(folder / "decoder.onnx"), tokens=str(folder / "tokens.txt"), num_threads=1, **options
     )
+
+
+def hear(sherpa, audio):
+    stream = sherpa.create_stream()
+    stream.accept_waveform(16000, audio)
+    while sherpa.is_ready(stream):
+        sherpa.decode_stream(stream)
+    return sherpa.get_result_all(stream)
 
 
 def sound(size, seed):
@@ -90,29 +88,18 @@ def test_sherpa_streams_have_the_tokens_of_torch(models, case, names):
         assert [token.replace(" ", "▁") for token in result.tokens] == pieces
         assert result.timestamps == pytest.approx([0.04 * (frame + 1) for frame in at], abs=1e-4)
         heard = from_sherpa(result, folder, names, len(audio) / 16000)
-        assert (heard.raw, heard.tasks) == (loaded.tokenizer.decode(loaded_ids(loaded, pieces)), names)
+        assert (heard.raw, heard.tasks) == (loaded.tokenizer.decode(ids_of(loaded, pieces)), names)
         assert heard.written[0].start == pytest.approx(0.04 * at[0]) and 0 < heard.written[0].confidence <= 1
         written += len(pieces)
     assert written > 10
-
-
-def loaded_ids(loaded, pieces):
-    return [loaded.tokenizer.processor.PieceToId(piece) for piece in pieces]
 
 
 def test_sherpa_decodes_streams_of_any_age_together(models):
     _, folder = models("whisper-split")
     sherpa = recognizer(folder, ALL)
 
-    def alone(audio):
-        stream = sherpa.create_stream()
-        stream.accept_waveform(16000, audio)
-        while sherpa.is_ready(stream):
-            sherpa.decode_stream(stream)
-        return sherpa.get_result_all(stream)
-
     audio = [sound(20000, 1), sound(30000, 2)]
-    expected = [alone(item) for item in audio]
+    expected = [hear(sherpa, item) for item in audio]
     old, young = sherpa.create_stream(), sherpa.create_stream()
     old.accept_waveform(16000, audio[0][: 2 * SAMPLES])
     while sherpa.is_ready(old):
@@ -128,11 +115,7 @@ def test_sherpa_decodes_streams_of_any_age_together(models):
 
 def test_sherpa_searches_with_a_beam(models):
     sherpa = recognizer(models("whisper-split")[1], ("asr", "scd"), decoding_method="modified_beam_search")
-    stream = sherpa.create_stream()
-    stream.accept_waveform(16000, sound(20000, 3))
-    while sherpa.is_ready(stream):
-        sherpa.decode_stream(stream)
-    tokens = sherpa.get_result_all(stream).tokens
+    tokens = hear(sherpa, sound(20000, 3)).tokens
     assert tokens and {token for token in tokens if token.startswith("[")} <= {"[SCD]"}
 
 
@@ -152,22 +135,6 @@ def test_sherpa_online_readme_can_be_followed(models, tmp_path, monkeypatch, cap
     biased, logits = (graph.run(None, inputs)[0][0] for graph in graphs)
     raised = loaded.tokenizer.id_of("[ENDP]")
     assert biased[raised] == pytest.approx(logits[raised] + 1.5, abs=1e-3) and biased[0] == pytest.approx(logits[0])
-
-
-@pytest.mark.parametrize(
-    ("case", "chunks", "reason"),
-    [
-        ("wav2vec2-layer", CHUNKS, "sherpa-onnx computes the log-mel of Whisper, and this encoder takes audio"),
-        ("whisper-finetune", CHUNKS, "a frame of the encoder lasts 20 ms, and in sherpa-onnx 40 ms"),
-        ("whisper-split", ChunkOptions(chunk_ms=330), "--chunk-ms=330: expected a multiple of 40 ms"),
-        ("whisper-split", ChunkOptions(left_chunks=-1), "--left-chunks=-1: a graph's caches cannot grow"),
-        ("whisper-split", ChunkOptions(chunk_ms=0), "--chunk-ms=0: streaming needs chunks"),
-    ],
-)
-def test_sherpa_refuses_streams_that_it_cannot_carry(exported, tmp_path, case, chunks, reason):
-    with pytest.raises(UserError, match=re.escape(reason)):
-        export_onnx(exported(case)[0], tmp_path / "out", ExportOptions(form="online", chunks=chunks))
-    assert not list(tmp_path.iterdir())
 
 
 def test_sherpa_online_needs_chunks():

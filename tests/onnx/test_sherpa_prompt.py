@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 import torch
 from command_lines import run
-from tiny_exports import build, follow_readme, noise, tones
+from tiny_exports import follow_readme, ids_of, noise, tones
 
 from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.errors import UserError
@@ -22,23 +22,15 @@ from tokenverse_pp.onnx.sherpa_prompt import mel_from_fbank, prompt_tokens
 sherpa_onnx = pytest.importorskip("sherpa_onnx")
 ALL = ("asr", "scd", "endp", "ner", "lid")
 CHUNKS = ChunkOptions(chunk_ms=320, left_chunks=2, sinks=3)
+LOWEST = {"whisper-split": {"split_layer": 0}}
 FRAMES = 32  # of 10 ms a chunk
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory):
+def models(sherpa_exported):
     """``models(case)`` -> the model in torch, and the folder of its export with all sets of tasks."""
-    made = {}
-
-    def get(case):
-        if case not in made:
-            folder = tmp_path_factory.mktemp(case)
-            loaded = build(case, folder, **({"split_layer": 0} if case == "whisper-split" else {}))
-            export_onnx(loaded, folder / "out", ExportOptions(form="prompt", chunks=CHUNKS))
-            made[case] = loaded, folder / "out"
-        return made[case]
-
-    return get
+    options = ExportOptions(form="prompt", chunks=CHUNKS)
+    return lambda case: sherpa_exported(case, options, **LOWEST.get(case, {}))
 
 
 def recognizer(folder, **options):
@@ -114,14 +106,10 @@ def test_sherpa_streams_of_different_tasks_are_decoded_together(models, case):
         assert result.timestamps == pytest.approx([0.04 * (frame + 1) for frame in frames], abs=1e-4)
         assert result.ys_probs == pytest.approx(log_probs, abs=1e-3)
         heard = from_sherpa(result, folder, names, len(audio) / 16000)
-        assert (heard.raw, heard.tasks) == (loaded.tokenizer.decode(ids(loaded, pieces)), names)
+        assert (heard.raw, heard.tasks) == (loaded.tokenizer.decode(ids_of(loaded, pieces)), names)
         assert heard.written[0].start == pytest.approx(0.04 * frames[0])
         told.add(tuple(pieces))
     assert len(told) == 4  # the vectors are in the graph, and each stream has its own
-
-
-def ids(loaded, pieces):
-    return [loaded.tokenizer.processor.PieceToId(piece) for piece in pieces]
 
 
 def test_sherpa_streams_of_different_tasks_do_not_touch_each_other(models):
@@ -234,19 +222,21 @@ def test_sherpa_prompt_has_the_sets_that_were_trained(models):
     assert {*prompts.values()} == {*range(16)} and prompts["scd"] == prompts["asr,scd"] and prompts["asr"] == 15
 
 
+@pytest.mark.parametrize("form", ["online", "prompt"])
 @pytest.mark.parametrize(
     ("case", "chunks", "sets", "reason"),
     [
-        ("wav2vec2-layer", CHUNKS, (), "form prompt: sherpa-onnx computes the log-mel of Whisper"),
+        ("wav2vec2-layer", CHUNKS, (), "sherpa-onnx computes the log-mel of Whisper, and this encoder takes audio"),
         ("whisper-finetune", CHUNKS, (), "a frame of the encoder lasts 20 ms, and in sherpa-onnx 40 ms"),
         ("whisper-split", ChunkOptions(chunk_ms=330), (), "--chunk-ms=330: expected a multiple of 40 ms"),
         ("whisper-split", ChunkOptions(left_chunks=-1), (), "--left-chunks=-1: a graph's caches cannot grow"),
+        ("whisper-split", ChunkOptions(chunk_ms=0), (), "--chunk-ms=0: streaming needs chunks"),
         ("whisper-split", CHUNKS, (("emo",),), "'emo': this model knows"),
     ],
 )
-def test_sherpa_refuses_prompts_that_it_cannot_carry(exported, tmp_path, case, chunks, sets, reason):
+def test_sherpa_refuses_streams_that_it_cannot_carry(exported, tmp_path, form, case, chunks, sets, reason):
     with pytest.raises(UserError, match=re.escape(reason)):
-        export_onnx(exported(case)[0], tmp_path / "out", ExportOptions(form="prompt", chunks=chunks, task_sets=sets))
+        export_onnx(exported(case)[0], tmp_path / "out", ExportOptions(form=form, chunks=chunks, task_sets=sets))
     assert not list(tmp_path.iterdir())
 
 

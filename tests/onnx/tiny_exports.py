@@ -122,6 +122,10 @@ def build(case: str, folder: Path, ctc_scale: float = 0.0, **changes) -> ModelBu
     return load_model(folder / "model")
 
 
+def ids_of(loaded, pieces):
+    return [loaded.tokenizer.processor.PieceToId(piece) for piece in pieces]
+
+
 def follow_readme(folder, tmp_path, monkeypatch):
     """Run the Python example of the README of an export for sherpa-onnx, as printed, on tones -> the README."""
     soundfile.write(tmp_path / "call.wav", tones(20000), 16000)

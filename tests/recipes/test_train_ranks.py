@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from toy_runs import call, finish, start, toy_options
+from toy_runs import call_ok, finish, start, toy_options
 
 from tokenverse_pp.models import checkpoint
 from tokenverse_pp.training.log import read_log
@@ -59,8 +59,7 @@ def test_run_of_two_ranks_goes_on_with_one(train_script, tiny_corpus, tmp_path):
     first = finish(start("train.py", *options, ranks=2))
     assert first.code == 0, first.stderr
     assert checkpoint.read_state(exp_dir / "checkpoints" / "step-00000003")["batch"] == 1  # of two a rank and epoch
-    done = call(train_script.main, *toy_options(tiny_corpus, exp_dir, **SMALL, training__max_steps=7))
-    assert done.code == 0, done.stderr
+    done = call_ok(train_script.main, *toy_options(tiny_corpus, exp_dir, **SMALL, training__max_steps=7))
     assert "step-00000003 is of 2 ranks, now 1" in done.stderr
     log = [r for r in read_log(exp_dir / "log.jsonl") if r["kind"] == "train"]
     assert [(r["step"], r["epoch"]) for r in log] == [(1, 0), (2, 0), (3, 1), (4, 1), (5, 1), (6, 2), (7, 2)]

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import soundfile
-from command_lines import run
+from command_lines import assert_refused, run, run_ok
 from fake_transcriber import serving
 from scripts import ROOT
 from toy_runs import environment, read_cuts, toy_parts
@@ -18,12 +18,6 @@ from tokenverse_pp.api.model import TokenVerse
 from tokenverse_pp.cli.serve import line_of, serve
 from tokenverse_pp.models.bundle import ModelBundle
 from tokenverse_pp.serving.protocol import NEVER_IN_CHUNKS
-
-
-def assert_refused(result, *said):
-    assert result.exit_code == 2 and result.stderr.startswith("error: ") and result.stderr.count("\n") == 1, result
-    for part in said:
-        assert str(part) in result.stderr, result.stderr
 
 
 @pytest.mark.parametrize("command, said", [("serve", "--max-streams"), ("stream", "--real-time")])
@@ -98,8 +92,7 @@ def test_a_model_is_served(tiny_corpus, tmp_path):
         result = run("stream", audio, "--url", url, "--json", "--tasks", "asr,lid", "--reset-at-endpoint")
         assert result.exit_code == 0 and result.stderr == f"warning: {NEVER_IN_CHUNKS}\n", result.stderr
         words = ("--hotwords", tmp_path / "words.txt", "--hotword-score", "2", "--no-lm", "--pauses")
-        other = run("stream", audio, "--url", url, "--language", "qaa", *words)
-        assert other.exit_code == 0, other.stderr
+        other = run_ok("stream", audio, "--url", url, "--language", "qaa", *words)
         assert other.stdout.splitlines()[-1].split()[1:3] == ["end", "[QAA]"]
         assert_refused(run("stream", audio, "--url", url, "--language", "xx"), "does not write [XX]")
         events = [json.loads(line) for line in result.stdout.splitlines()]

@@ -9,11 +9,11 @@ import sys
 import numpy as np
 import pytest
 import soundfile
-from command_lines import run
+from command_lines import run, run_ok
 from lhotse import CutSet
 from outside_task import write_cuts, write_plugin
 from scripts import ROOT
-from toy_runs import assert_one_line, call, environment, toy_options
+from toy_runs import assert_one_line, call, call_ok, environment, toy_options
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.labels import check_cut
@@ -23,16 +23,7 @@ from tokenverse_pp.tasks import REGISTRY, build_tasks, load_plugins, register, r
 from tokenverse_pp.tasks.registry import BUILT_IN, load_plugins_for
 from tokenverse_pp.tasks.transcript import split_marks
 
-
-@pytest.fixture(autouse=True)
-def same_registry(monkeypatch):
-    """Whatever a test registers is gone after it."""
-    list(REGISTRY)  # entry points are read before
-    monkeypatch.setattr(REGISTRY, "_outside", {})
-    REGISTRY._order()
-    yield
-    monkeypatch.undo()
-    REGISTRY._order()
+pytestmark = pytest.mark.usefixtures("fresh_registry")
 
 
 @pytest.fixture(scope="module")
@@ -109,8 +100,7 @@ def test_command_line_knows_the_tasks_of_a_plugin(plugin, labelled, tmp_path):
 
 def test_statistics_count_the_tokens(plugin, labelled):
     load_plugins([str(plugin)])
-    counted = run("manifest", "stats", labelled["train"])
-    assert counted.exit_code == 0
+    counted = run_ok("manifest", "stats", labelled["train"])
     (line,) = [line for line in counted.stdout.splitlines() if line.startswith("emo ") and " all " in line]
     assert line.split()[-1] == "16"
 
@@ -122,8 +112,7 @@ def test_trained_model_finds_its_tasks_again(train_script, plugin, labelled, tin
     monkeypatch.chdir(tmp_path)
     changes = {"tasks__names": ["asr", "emo", "num"], "tasks__plugins": ["my_tasks.py"], "data__valid": []}
     changes.update(data__train=[labelled["train"]], training__max_steps=1, tasks__languages=[])
-    done = call(train_script.main, *toy_options(tiny_corpus, tmp_path / "exp", **changes))
-    assert done.code == 0, done.stderr
+    call_ok(train_script.main, *toy_options(tiny_corpus, tmp_path / "exp", **changes))
     assert str(copy) in (tmp_path / "exp" / "model" / "config.yaml").read_text()
     command = [sys.executable, ROOT / "recipes" / "decode.py", "--model", tmp_path / "exp", "--cuts", labelled["test"]]
     command += ["--output-dir", tmp_path / "out", "--method", "greedy"]

@@ -54,12 +54,6 @@ def test_interrupted_writing_leaves_no_checkpoint(tmp_path, monkeypatch):
     assert not (tmp_path / "checkpoints" / "step-00000003.tmp").exists()
 
 
-def test_folder_that_is_there_is_replaced(tmp_path):
-    write(tmp_path, 1, 1.0)
-    folder = write(tmp_path, 1, 2.0)
-    assert checkpoint.read_tensors(folder / checkpoint.WEIGHTS)["w"].tolist() == [2.0, 2.0]
-
-
 @pytest.mark.parametrize(
     ("renames", "again", "expected"), [(0, 0, 1.0), (1, 0, 2.0), (2, 0, 2.0), (0, 1, 1.0), (1, 1, 2.0)]
 )
@@ -233,6 +227,16 @@ def write_running(exp_dir, step, weights, running):
     return folder
 
 
+def write_two(exp_dir):
+    """The checkpoints of steps 3 and 9 of a run."""
+    running, folders = RunningAverage(PERIOD), []
+    for step, entry in enumerate(history(9), start=1):
+        running.update(entry, step)
+        if step in (3, 9):
+            folders.append(write_running(exp_dir, step, entry, running))
+    return folders
+
+
 def test_it_is_the_mean_of_every_period(tmp_path):
     weights, running, folders = history(20), RunningAverage(PERIOD), {}
     for step, entry in enumerate(weights, start=1):
@@ -261,12 +265,7 @@ def test_final_model_does_not_contain_what_the_run_started_from(tmp_path, period
 
     start = write(exp_dir, 0, 100.0)
     assert written().tolist() == [100.0, 100.0]  # there is no other
-    entries, running = history(9), RunningAverage(PERIOD)
-    for step, entry in enumerate(entries, start=1):
-        running.update(entry, step)
-        if step in (3, 9):
-            write_running(exp_dir, step, entry, running)
-    first, last = checkpoint.list_checkpoints(exp_dir)[1:]
+    first, last = write_two(exp_dir)
     assert start.is_dir()
     assert torch.equal(written(), (average_between(first, last) if period else average([first, last]))["w"])
 
@@ -274,12 +273,7 @@ def test_final_model_does_not_contain_what_the_run_started_from(tmp_path, period
 @pytest.mark.parametrize("file", [checkpoint.WEIGHTS, checkpoint.AVERAGE])
 def test_damaged_checkpoints_are_not_averaged(tmp_path, file):
     """One changed bit of a number gives no error when the file is read."""
-    entries, running = history(9), RunningAverage(PERIOD)
-    for step, entry in enumerate(entries, start=1):
-        running.update(entry, step)
-        if step in (3, 9):
-            write_running(tmp_path, step, entry, running)
-    folders = checkpoint.list_checkpoints(tmp_path)
+    folders = write_two(tmp_path)
     averages = {checkpoint.WEIGHTS: lambda: average(folders), checkpoint.AVERAGE: lambda: average_between(*folders)}
     averages[file]()
     path = folders[0] / file

@@ -7,7 +7,7 @@ import torch
 from click.testing import CliRunner
 from lhotse import CutSet
 from safetensors.torch import load_file
-from toy_runs import assert_one_line, call, read_cuts, save_frozen_encoder, toy_options, toy_parts
+from toy_runs import assert_one_line, call, call_ok, read_cuts, save_frozen_encoder, toy_options, toy_parts
 
 from tokenverse_pp.base.config import ChunkOptions, Config, StreamingConfig
 from tokenverse_pp.base.config_files import check_config, from_dict, save_config
@@ -28,8 +28,7 @@ SMALL = {"data__valid": [], "data__max_cuts": 4, "training__save_every": 2, "tra
 
 
 def train(script, corpus, exp_dir, **changes):
-    done = call(script.main, *toy_options(corpus, exp_dir, **{**SMALL, **changes}))
-    assert done.code == 0, done.stderr
+    call_ok(script.main, *toy_options(corpus, exp_dir, **{**SMALL, **changes}))
     return load_file(exp_dir / "model" / "model.safetensors")
 
 

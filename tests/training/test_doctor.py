@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from command_lines import run
+from command_lines import run, run_ok
 from hypothesis import given
 from hypothesis import strategies as st
 from scripts import ROOT, load_script
@@ -44,8 +44,7 @@ def by_name(output):
 
 def test_a_run_that_works(tiny_corpus, tmp_path, quick):
     config = config_file(tiny_corpus, tmp_path)
-    result = run("doctor", "--config", config, "--data.max_cuts", 3, "--gpus", 8)
-    assert result.exit_code == 0, result.output
+    result = run_ok("doctor", "--config", config, "--data.max_cuts", 3, "--gpus", 8)
     found = by_name(result.output)
     assert set(found) == {
         *("torch", "gpu", "all-reduce", "loss", "audio"),
@@ -176,8 +175,7 @@ def test_times_in_the_documents_are_the_commands():
 
 
 def test_estimate_command():
-    result = run("estimate", "--gpus", 8, "--training.max_steps", 3600, "--data.max_duration", 100, "--rate", 1000)
-    assert result.exit_code == 0
+    result = run_ok("estimate", "--gpus", 8, "--training.max_steps", 3600, "--data.max_duration", 100, "--rate", 1000)
     assert result.stdout == (
         "3600 steps use 800 h of audio; at 1000 s of audio per second and GPU (as given) they take 0.1 h on 8 GPUs, "
         "0.8 GPU-hours, without validation, checkpoints and waiting\n"

@@ -32,6 +32,8 @@ def test_what_counts_as_a_lost_device():
     ):
         assert not is_lost_device(lost(f"CUDA error: {text}"))
     assert not is_lost_device(RuntimeError("shape mismatch")) and not is_lost_device(ValueError("CUDA error: x"))
+    assert is_out_of_memory(MemoryError()) and is_out_of_memory(RuntimeError(FULL))
+    assert not is_out_of_memory(RuntimeError("shape mismatch")) and not is_out_of_memory(ValueError("out of memory"))
     assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
 
 

@@ -2,16 +2,15 @@
 
 import dataclasses
 import json
-import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from command_lines import run
+from command_lines import run, run_ok
 from hypothesis import given
 from hypothesis import strategies as st
 from labelled_cuts import make_cut
 from lhotse import CutSet
-from toy_runs import call, finish, read_cuts, start, toy_options, toy_parts
+from runs import on_ranks
+from toy_runs import call_ok, finish, read_cuts, start, toy_options, toy_parts
 
 from tokenverse_pp.base.config import Config, DataConfig
 from tokenverse_pp.base.errors import UserError
@@ -23,29 +22,6 @@ from tokenverse_pp.tasks import build_tasks
 from tokenverse_pp.training.inputs import check_data, make_inputs
 
 TASKS = build_tasks(["asr", "lid"], {"lid": {"languages": ["fr"]}})
-
-
-def on_ranks(count, function):
-    """The outcomes (a UserError's text, or None) of ``function(world)`` on ranks that are threads."""
-    barrier, items = threading.Barrier(count), [None] * count
-
-    @dataclasses.dataclass(frozen=True)
-    class World(DistributedContext):
-        def gather(self, item):
-            barrier.wait(60)
-            items[self.rank] = item
-            barrier.wait(60)
-            return list(items)
-
-    def outcome(rank):
-        try:
-            function(World(rank, count))
-        except UserError as error:
-            return str(error)
-        return None
-
-    with ThreadPoolExecutor(count) as pool:
-        return list(pool.map(outcome, range(count)))
 
 
 def write_cuts(path, names, wrong=()):
@@ -236,11 +212,9 @@ def test_texts_are_drawn_by_the_weights(tmp_path):
 def test_tokenizer_command_makes_that_of_the_run(tiny_corpus, tmp_path, train_script):
     options = toy_options(tiny_corpus, tmp_path / "exp", tokenizer__sentences=12, training__max_steps=1)
     output = tmp_path / "folder" / "bpe.model"
-    result = run("tokenizer", "--output", output, *options)
-    assert result.exit_code == 0, result.stderr
+    result = run_ok("tokenizer", "--output", output, *options)
     assert result.stdout == f"50 tokens: {output}\n"
-    done = call(train_script.main, *options)
-    assert done.code == 0, done.stderr
+    call_ok(train_script.main, *options)
     assert (tmp_path / "exp" / "model" / "tokenizer.model").read_bytes() == output.read_bytes()
     # Another tokenizer than that of all texts, and a given one is refused.
     assert run("tokenizer", "--output", tmp_path / "all", *toy_options(tiny_corpus, "exp")).exit_code == 0

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from toy_runs import call, toy_options, toy_parts
+from toy_runs import call_ok, toy_options, toy_parts
 
 from tokenverse_pp.base.config import Config
 from tokenverse_pp.base.errors import UserError
@@ -100,6 +100,5 @@ def test_without_a_gpu_auto_leaves_what_is_asked_for(tiny_corpus, tmp_path, trai
     parts, arguments = build(tiny_corpus, model__encoder__gradient_checkpointing="true")
     assert pick_recomputed(*arguments) == "" and parts.model.encoder.layer_stacks()[0][0].recomputed == 2
     changes = {"model__encoder__checkpoint_layers": "auto", "training__max_steps": 1, "data__max_batch_tokens": 50}
-    done = call(train_script.main, *toy_options(tiny_corpus, tmp_path / "exp", data__valid=[], **changes))
-    assert done.code == 0, done.stderr
+    call_ok(train_script.main, *toy_options(tiny_corpus, tmp_path / "exp", data__valid=[], **changes))
     assert len([r for r in read_log(tmp_path / "exp" / "log.jsonl") if r["kind"] == "train"]) == 1

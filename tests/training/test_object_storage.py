@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from object_store import BUCKET, serving
-from toy_runs import call, finish, start, toy_options
+from toy_runs import call_ok, finish, start, toy_options
 
 from tokenverse_pp.base import storage
 from tokenverse_pp.cli.main import cli
@@ -54,8 +54,7 @@ def options(corpus, train, exp_dir):
 @pytest.fixture(scope="module")
 def local_run(shards, tiny_corpus, train_script, tmp_path_factory):
     exp_dir = tmp_path_factory.mktemp("local") / "exp"
-    done = call(train_script.main, *options(tiny_corpus, shards[1], exp_dir))
-    assert done.code == 0, done.stderr
+    call_ok(train_script.main, *options(tiny_corpus, shards[1], exp_dir))
     return exp_dir
 
 
@@ -108,12 +107,11 @@ def test_decoding(store, tiny_corpus, local_run, decode_script, tmp_path):
         (local_run, tiny_corpus / "cuts_test.jsonl.gz", tmp_path / "out"),
         (f"{HOME}/decoding", f"{HOME}/decoding/cuts_test.jsonl.gz", f"{HOME}/out"),
     ):
-        done = call(
+        call_ok(
             decode_script.main,
             *("--model", model, "--cuts", cuts, "--output-dir", output, *words),
             standalone_mode=True,
         )
-        assert done.code == 0, done.stderr
     assert storage.read_bytes(f"{HOME}/out/hyps.jsonl") == (tmp_path / "out" / "hyps.jsonl").read_bytes()
     assert {"hyps.jsonl", "failures.jsonl", "scores.json"} <= set(storage.list_folder(f"{HOME}/out"))
     parts = Path(os.environ["TOKENVERSE_PP_CACHE"]) / "decoding"

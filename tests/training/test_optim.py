@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from toy_runs import call, save_frozen_encoder, toy_options, toy_parts
+from toy_runs import SPLIT, call_ok, save_frozen_encoder, toy_options, toy_parts
 
 from tokenverse_pp.base.config import LossConfig, OptimConfig
 from tokenverse_pp.base.config_files import parse_config
@@ -154,8 +154,7 @@ def test_frozen_weights_stand_still_until_their_stage_and_a_resume_keeps_it(trai
     for name, ends in (("whole", [6]), ("parts", [3, 6])):
         for steps in ends:
             options = toy_options(tiny_corpus, tmp_path / name, **changes, training__max_steps=steps)
-            done = call(train_script.main, *options)
-            assert done.code == 0, done.stderr
+            call_ok(train_script.main, *options)
     weights = [
         checkpoint.read_tensors(checkpoint.checkpoint_dir(tmp_path / "whole", step) / checkpoint.WEIGHTS)
         for step in range(1, 7)
@@ -187,20 +186,8 @@ def test_learning_rate_falls_from_layer_to_layer(tiny_corpus):
 
 
 # Of the toy encoder's two layers the lower one runs. With the rates below, the groups have another order if both count.
-LOWER = {
-    "model__encoder__kind": "split",
-    "model__encoder__split_layer": 0,
-    "model__encoder__layers": [1],
-    "model__encoder__context_layers": 1,
-    "model__encoder__context_dim": 16,
-    "model__encoder__context_heads": 2,
-    "model__encoder__context_ffn": 24,
-    "model__encoder__context_kernel": 5,
-    "model__encoder__random_init": "false",
-    "optim__lr": 0.07,
-    "optim__encoder_lr": 0.1,
-    "optim__layer_decay": 0.5,
-}
+RATES = {"optim__lr": 0.07, "optim__encoder_lr": 0.1, "optim__layer_decay": 0.5}
+LOWER = {**SPLIT, **RATES, "model__encoder__random_init": "false"}
 
 
 @pytest.fixture(scope="module")
@@ -251,8 +238,7 @@ def test_run_with_adapters_resumes_and_loads_as_a_plain_encoder(train_script, ti
     changes = {"data__valid": [], "data__max_cuts": 4, "model__encoder__lora_rank": 2, "optim__decay": "constant"}
     for steps in (1, 2):
         options = toy_options(tiny_corpus, tmp_path / "exp", **changes, training__max_steps=steps)
-        done = call(train_script.main, *options)
-        assert done.code == 0, done.stderr
+        call_ok(train_script.main, *options)
     saved = checkpoint.read_tensors(tmp_path / "exp" / "model" / checkpoint.WEIGHTS)
     adapter = [key for key in saved if "lora_B" in key]
     assert adapter and all(saved[key].abs().sum() > 0 for key in adapter)

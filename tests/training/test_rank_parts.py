@@ -4,9 +4,7 @@ import gc
 import json
 import os
 import random
-import threading
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
 import pytest
@@ -15,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from labelled_cuts import make_cut
 from lhotse import CutSet, MonoCut
+from runs import on_ranks
 
 from tokenverse_pp.base.config import Config, DataConfig
 from tokenverse_pp.base.errors import UserError
@@ -106,22 +105,6 @@ def test_resume_at_any_place_has_the_batches_that_were_left(data, ranks, count, 
         assert left == [(after, ids) for after, ids in whole[rank] if after > place]
 
 
-def threads_of(ranks, function):
-    """``function(world)`` of each rank, in threads that wait for each other where ranks talk."""
-    barrier, board = threading.Barrier(ranks, timeout=30), [None] * ranks
-
-    class World(DistributedContext):
-        def gather(self, item):
-            board[self.rank] = item
-            barrier.wait()
-            found = list(board)
-            barrier.wait()
-            return found
-
-    with ThreadPoolExecutor(ranks) as pool:
-        return list(pool.map(lambda rank: function(World(rank, ranks)), range(ranks)))
-
-
 def test_real_exchange_between_ranks_ends_rounds_together():
     """Threads that wait for each other where ranks talk, as processes do: none hangs, none is left over."""
     ranks, config = 8, config_of(160)
@@ -129,7 +112,7 @@ def test_real_exchange_between_ranks_ends_rounds_together():
     def epoch(world):
         return [place for place, _ in sampler_of(500, config, world).batches(SamplerState())]
 
-    found = threads_of(ranks, epoch)
+    found = on_ranks(ranks, epoch)
     assert len(set(map(tuple, found))) == 1 and {place.round for place in found[0]} == {0, 1, 2, 3}
 
 
@@ -175,7 +158,7 @@ def test_what_any_rank_counts_is_told_to_all_after_each_round():
         )
         return list(sampler.batches(SamplerState()))
 
-    threads_of(2, epoch)
+    on_ranks(2, epoch)
     assert heard[0] == heard[1]
     first, *rounds = heard[0]
     assert [count for count, _ in first] == [40] and [[n for n, _ in told] for told in rounds] == [[20, 20]] * 2

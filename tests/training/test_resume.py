@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from toy_runs import assert_one_line, call, toy_options
+from toy_runs import SPLIT, assert_one_line, call, call_ok, toy_options
 
 from tokenverse_pp.base.config_files import from_dict
 from tokenverse_pp.base.errors import UserError
@@ -22,8 +22,7 @@ SMALL = {"data__valid": [], "training__save_every": 2, "data__max_cuts": 4}
 def run_of_six(train_script, tiny_corpus, tmp_path_factory):
     """A finished run: checkpoints of steps 2, 4 and 6."""
     exp_dir = tmp_path_factory.mktemp("six") / "exp"
-    done = call(train_script.main, *toy_options(tiny_corpus, exp_dir, **SMALL, training__max_steps=6))
-    assert done.code == 0, done.stderr
+    call_ok(train_script.main, *toy_options(tiny_corpus, exp_dir, **SMALL, training__max_steps=6))
     return exp_dir
 
 
@@ -231,18 +230,7 @@ def test_folder_that_cannot_be_written_is_one_line_and_leaves_the_old(tmp_path, 
 
 
 # Before, all layers above the seam counted as trained, whether anything read them or not.
-SPLIT = {
-    "model__encoder__kind": "split",
-    "model__encoder__split_layer": 0,
-    "model__encoder__layers": [1],
-    "model__encoder__context_layers": 1,
-    "model__encoder__context_dim": 32,
-    "model__encoder__context_heads": 2,
-    "model__encoder__context_ffn": 32,
-    "model__encoder__context_kernel": 5,
-    "optim__decay": "constant",
-    "training__average_period": 1,
-}
+AVERAGED = {**SPLIT, "optim__decay": "constant", "training__average_period": 1}
 
 
 @pytest.mark.slow
@@ -252,7 +240,7 @@ def test_checkpoint_with_layers_that_nothing_reads_loads_and_resumes(
 ):
     if lora_rank:
         pytest.importorskip("peft")
-    options = {**SPLIT, "model__encoder__lora_rank": lora_rank, "data__max_cuts": 1}
+    options = {**AVERAGED, "model__encoder__lora_rank": lora_rank, "data__max_cuts": 1}
     with monkeypatch.context() as patch:
         patch.setattr(split.SplitEncoder, "unread_prefixes", lambda self: ())
         if lora_rank:
@@ -276,7 +264,7 @@ def test_checkpoint_with_layers_that_nothing_reads_loads_and_resumes(
 
 
 def test_freezing_does_not_change_which_layers_of_a_split_encoder_are_saved(train_script, tiny_corpus, tmp_path):
-    options = {**SPLIT, "model__encoder__layers": [-1], "data__max_cuts": 1, "training__save_every": 1}
+    options = {**AVERAGED, "model__encoder__layers": [-1], "data__max_cuts": 1, "training__save_every": 1}
     options.update(training__freeze="[[0, 1], [1, -1]]", training__average_period=0)
     for steps in (2, 3):  # the model of each is the average of both stages
         done = resume(train_script, tiny_corpus, tmp_path / "exp", **options, training__max_steps=steps)

@@ -10,7 +10,6 @@ from toy_runs import call, read_cuts, toy_options, toy_parts
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.distributed import DistributedContext
 from tokenverse_pp.data.samplers import TrainSampler, open_rounds
-from tokenverse_pp.losses.devices import is_out_of_memory
 from tokenverse_pp.training.log import read_log
 from tokenverse_pp.training.optim import TrainedRows, make_optimizer
 from tokenverse_pp.training.steps import Stepper, as_record, cut_ids, scan, worst_batches
@@ -206,8 +205,3 @@ def test_run_is_the_same_with_a_scan(train_script, tiny_corpus, tmp_path):
         assert done.code == 0 and ("scan, most audio" in done.stderr) == (wanted == "true")
         logs.append([r["loss"] for r in read_log(tmp_path / wanted / "log.jsonl") if r["kind"] == "train"])
     assert logs[0] == logs[1] and len(logs[0]) == 2
-
-
-def test_what_counts_as_out_of_memory():
-    assert is_out_of_memory(MemoryError()) and is_out_of_memory(RuntimeError("CUDA out of memory."))
-    assert not is_out_of_memory(RuntimeError("shape mismatch")) and not is_out_of_memory(ValueError("out of memory"))

@@ -204,6 +204,11 @@ def remote_config(url):
     return config
 
 
+def upload(run):
+    run.upload()
+    run.wait(needed=True)
+
+
 def test_a_checkpoint_in_object_storage_counts_once_it_is_whole(bucket, tmp_path, monkeypatch, caplog):
     config = remote_config(bucket)
     run = open_remote(config, DistributedContext())
@@ -211,19 +216,18 @@ def test_a_checkpoint_in_object_storage_counts_once_it_is_whole(bucket, tmp_path
     assert exp_dir == run.folder and config.training.storage == "local"
     save(exp_dir, 2)
     (exp_dir / "log.jsonl").write_text("two")
-    run.upload()
-    run.wait(needed=True)
+    upload(run)
     # The process is killed before the checksums of the next one are there.
     save(exp_dir, 4)
     (exp_dir / "log.jsonl").write_text("four")
     real = objects.upload
 
-    def upload(source, url):
+    def failing(source, url):
         if url.endswith(f"step-00000004/{checkpoint.CHECKSUMS}"):
             raise UserError("no space")
         real(source, url)
 
-    monkeypatch.setattr(objects, "upload", upload)
+    monkeypatch.setattr(objects, "upload", failing)
     run.upload()
     run.wait()
     assert "not uploaded yet: no space" in caplog.text
@@ -241,8 +245,7 @@ def test_a_checkpoint_in_object_storage_counts_once_it_is_whole(bucket, tmp_path
     assert (here.folder / "log.jsonl").read_text() == "four"
     # What is deleted here is deleted there, once the new one is whole.
     shutil.rmtree(here.folder / "checkpoints" / "step-00000002")
-    here.upload()
-    here.wait(needed=True)
+    upload(here)
     other.fetch()
     assert names(other.folder) == ["step-00000004"] and (other.folder / "log.jsonl").read_text() == "four"
     assert {name.split("/")[1] for name in objects.list_folder(bucket) if "/" in name} == {"step-00000004"}
@@ -253,8 +256,7 @@ def test_a_damaged_checkpoint_in_object_storage_is_passed_over(bucket, tmp_path,
     run = open_remote(config, DistributedContext())
     for step in (2, 4):
         save(run.folder, step)
-    run.upload()
-    run.wait(needed=True)
+    upload(run)
     objects.upload(b"damaged", f"{bucket}/checkpoints/step-00000004/{checkpoint.WEIGHTS}")
     other = RemoteRun(bucket, tmp_path / "other")
     other.fetch()
@@ -264,8 +266,7 @@ def test_a_damaged_checkpoint_in_object_storage_is_passed_over(bucket, tmp_path,
 def test_an_experiment_that_was_deleted_does_not_come_back(bucket):
     run = open_remote(remote_config(bucket), DistributedContext())
     save(run.folder, 2)
-    run.upload()
-    run.wait(needed=True)
+    upload(run)
     fsspec.filesystem("memory").store.clear()
     new = open_remote(remote_config(bucket), DistributedContext())
     assert new.folder != run.folder and not (new.folder / "checkpoints").exists()
@@ -276,8 +277,7 @@ def test_what_was_deleted_there_does_not_come_back(bucket):
     run = open_remote(remote_config(bucket), DistributedContext())
     for step in (2, 4):
         save(run.folder, step)
-    run.upload()
-    run.wait(needed=True)
+    upload(run)
     objects.upload(b"{}", f"{bucket}/test/hyps.jsonl")  # of a decoding
     save(run.folder, 6)
     for name in objects.list_folder(bucket):
@@ -286,8 +286,7 @@ def test_what_was_deleted_there_does_not_come_back(bucket):
     # In another process: step 4 was there, step 6 was not.
     again = open_remote(remote_config(bucket), DistributedContext())
     assert names(again.folder) == ["step-00000002", "step-00000006"] and again.deleted == ["step-00000004"]
-    again.upload()
-    again.wait(needed=True)
+    upload(again)
     assert {name.split("/")[1] for name in objects.list_folder(bucket) if name.startswith("checkpoints/")} == {
         "step-00000002",
         "step-00000006",
@@ -297,25 +296,23 @@ def test_what_was_deleted_there_does_not_come_back(bucket):
     last = open_remote(remote_config(bucket), DistributedContext())
     assert not (last.folder / "log.jsonl").exists() and not (last.folder / "test").exists()
     before = objects.list_folder(bucket)
-    last.upload()
-    last.wait(needed=True)
+    upload(last)
     assert objects.list_folder(bucket) == before
 
 
 def test_a_checkpoint_whose_upload_is_replaced_is_not_taken_for_deleted(bucket, monkeypatch):
     run = open_remote(remote_config(bucket), DistributedContext())
     save(run.folder, 2)
-    run.upload()
-    run.wait(needed=True)
+    upload(run)
     save(run.folder, 2, value=0.5)
     real = objects.upload
 
-    def upload(source, url):
+    def failing(source, url):
         if url.endswith(checkpoint.WEIGHTS):
             raise RuntimeError("killed")  # the checksums are gone there by now
         real(source, url)
 
-    monkeypatch.setattr(objects, "upload", upload)
+    monkeypatch.setattr(objects, "upload", failing)
     run.upload()
     with pytest.raises(UserError, match=f"{bucket}: killed"):
         run.wait(needed=True)

@@ -106,7 +106,6 @@ def tune(cuts: Path, tokens: Tuple[str, ...], first: Optional[int], output_dir: 
 @options_from(SearchOptions, "method", "beam", method={"default": "greedy"})
 @click.option("--first", type=click.IntRange(min=1), help="Use only the first N cuts.")
 @click.option("--store", is_flag=True, help="Fit thresholds to these cuts, and write them to the model's calibration.")
-@click.option("--calibration", type=PATH, help="[default: calibration.json in the model's folder]")
 @click.option("--output", type=PATH, help="Also write the scores as JSON.")
 @click.option("--plot", type=PATH, help="Draw the curves (.png, .svg, .pdf).")
 @threads_option

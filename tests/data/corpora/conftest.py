@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import lhotse.recipes.commonvoice
 import pytest
-from command_lines import run
+from command_lines import run_ok
 from mini_runs import MAKERS, Prepared, lhotse_manifests
 
 
@@ -27,8 +27,7 @@ def corpora(tmp_path_factory, threads_for_commonvoice):
     prepared = {}
     for name, make in MAKERS.items():
         corpus_dir = make(root / name)
-        result = run("manifest", "prepare", name, corpus_dir, root / "out" / name)
-        assert result.exit_code == 0, (name, result.stderr, result.exception)
+        result = run_ok("manifest", "prepare", name, corpus_dir, root / "out" / name)
         prepared[name] = Prepared(corpus_dir, root / "out" / name, result.stdout)
     return prepared
 

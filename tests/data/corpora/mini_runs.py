@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections import namedtuple
 from pathlib import Path
+from typing import List
 
 import numpy as np
+from command_lines import run_ok
 from lhotse import CutSet
 from mini_corpora import (
     SECONDS_PER_WORD,
@@ -123,6 +126,16 @@ MAKERS = {
 }
 CORPORA = sorted(MAKERS)
 Prepared = namedtuple("Prepared", "corpus_dir out stdout")
+
+
+def prepare(name: str, corpus_dir: Path, out: Path, *options: object) -> str:
+    """What ``manifest prepare`` prints, of a corpus that it can prepare."""
+    return run_ok("manifest", "prepare", name, corpus_dir, out, *options).stdout
+
+
+def left_out(out: Path) -> List[dict]:
+    """The items of left_out.jsonl."""
+    return [json.loads(line) for line in (out / "left_out.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def cuts_of(out: Path, part: str):

@@ -1,7 +1,6 @@
 """Options of the prepare commands, releases of a corpus, and rows of transcripts that cannot be read."""
 
 import gzip
-import json
 import shutil
 import tarfile
 import zipfile
@@ -24,18 +23,12 @@ from mini_corpora import (
     write,
     write_text,
 )
-from mini_runs import cuts_of
+from mini_runs import cuts_of, left_out, prepare
 
 from tokenverse_pp.data.corpora.common import Form, check_table
 from tokenverse_pp.data.corpora.telephone import CALLHOME_IDS, clean, find_names, read_call, read_call_words
 from tokenverse_pp.data.editing.conversations import ConversationOptions, Track, conversation_cuts
 from tokenverse_pp.data.normalise import normalise
-
-
-def prepare(name, corpus_dir, out, *options):
-    result = run("manifest", "prepare", name, corpus_dir, out, *options)
-    assert result.exit_code == 0, result.stderr
-    return result
 
 
 def test_ami_headsets_are_one_speaker_each_and_not_labelled_for_scd(corpora, tmp_path):
@@ -70,7 +63,7 @@ def test_ami_meeting_without_one_of_its_headsets_is_left_out(corpora, tmp_path, 
     meetings.write_text(text.replace(entry, entry + entry.replace("ES2002a", "ES2002b")))
     prepare("ami", corpus, tmp_path / "out", "--mic", "ihm")
     assert {cut.recording.id for cut in cuts_of(tmp_path / "out", "train")} == {"ES2002a"}
-    listed = [json.loads(line) for line in (tmp_path / "out" / "left_out.jsonl").read_text().splitlines()]
+    listed = left_out(tmp_path / "out")
     assert ("ES2002b", f"its audio of Headset-{headset} is not there") in [(i["id"], i["reason"]) for i in listed]
 
 
@@ -222,7 +215,7 @@ def test_a_turn_beyond_the_end_of_its_call_is_listed(corpora, tmp_path):
     path = next((tmp_path / "corpus").rglob("en_4156.txt"))
     path.write_text(path.read_text() + "10.5 13.5 A: the dog runs away\n10.95 11.05 B: hm\n")
     prepare("eval2000", tmp_path / "corpus", tmp_path / "out")
-    listed = [json.loads(line) for line in (tmp_path / "out" / "left_out.jsonl").read_text().splitlines()]
+    listed = left_out(tmp_path / "out")
     assert "it does not lie inside its recording" in [item["reason"] for item in listed]
     assert not any("away" in turn.text for cut in cuts_of(tmp_path / "out", "test") for turn in cut.supervisions)
 
@@ -255,7 +248,7 @@ def test_voxpopuli_segments_beyond_their_session_are_listed(tmp_path):
     assert [c.id for c in cuts_of(tmp_path / "out", "test_en")] == [
         c.id for c in cuts_of(tmp_path / "whole", "test_en")
     ]
-    listed = [json.loads(line) for line in (tmp_path / "out" / "left_out.jsonl").read_text().splitlines()]
+    listed = left_out(tmp_path / "out")
     outside = [item["id"] for item in listed if item["reason"] == "it does not lie inside its recording"]
     assert outside == [f"{session}-{number}" for number in (3, 4, 5)]
 
@@ -306,8 +299,7 @@ def test_voxpopuli_clips_of_its_tool_and_of_the_hub(corpora, tmp_path, packed, n
         assert (turn.speaker, turn.gender, turn.language) == (None, "female", "en")
         within = out / "audio" / f"test_{name}" if packed else root / "2019"
         assert Path(cut.recording.sources[0].source).parent == within
-    lines = (out / "left_out.jsonl").read_text().splitlines()
-    assert [json.loads(line)["reason"] for line in lines] == ["its clip is not there"] * 2
+    assert [item["reason"] for item in left_out(out)] == ["its clip is not there"] * 2
 
 
 def test_call_is_cut_at_what_was_not_understood(corpora):
@@ -381,13 +373,11 @@ def test_mls_clips_that_are_not_there_cost_no_other(tmp_path):
     cuts = cuts_of(tmp_path / "out", "train_de")
     assert len(cuts) == 5
     assert {(cut.supervisions[0].speaker, cut.supervisions[0].gender) for cut in cuts} == {("10", "F"), ("11", None)}
-    [line] = (tmp_path / "out" / "left_out.jsonl").read_text().splitlines()
-    assert json.loads(line)["id"] == "10_2961_000002" and "its audio is not there" in line
+    [item] = left_out(tmp_path / "out")
+    assert (item["id"], item["reason"]) == ("10_2961_000002", "its audio is not there")
 
 
 def test_mls_opus(tmp_path):
-    from mini_corpora import make_mls
-
     make_mls(tmp_path / "flac")
     for path in (tmp_path / "flac" / "mls_german").rglob("*"):
         target = tmp_path / "opus" / "mls_german_opus" / path.relative_to(tmp_path / "flac" / "mls_german")
@@ -440,7 +430,7 @@ def test_common_voice_releases(corpora, tmp_path, release):
     (turn,) = cuts[1].supervisions
     assert turn.speaker == (None if release == "bare" else "client1")
     assert set(turn.custom) == {"age", "accents", "variant"} & {*columns, *(["accents"] if "accent" in columns else [])}
-    assert not (tmp_path / "out" / "left_out.jsonl").read_text()
+    assert not left_out(tmp_path / "out")
 
 
 def test_common_voice_clips_without_ending_or_with_another_case(corpora, tmp_path):
@@ -457,7 +447,7 @@ def test_common_voice_clips_without_ending_or_with_another_case(corpora, tmp_pat
         assert [c.id for c in cuts_of(tmp_path / "out", part)] == [
             c.id for c in cuts_of(corpora["commonvoice"].out, part)
         ]
-    assert not (tmp_path / "out" / "left_out.jsonl").read_text()
+    assert not left_out(tmp_path / "out")
 
 
 def test_common_voice_rows_that_cannot_be_read_are_listed(corpora, tmp_path):
@@ -483,7 +473,7 @@ def test_common_voice_rows_that_cannot_be_read_are_listed(corpora, tmp_path):
         *(cut.id for cut in cuts_of(corpora["commonvoice"].out, "train_fr")),
         "spare",
     ]
-    items = [json.loads(line) for line in (tmp_path / "out" / "left_out.jsonl").read_text().splitlines()]
+    items = left_out(tmp_path / "out")
     assert len(items) == len(bad) and {item["part"] for item in items} == {"train_fr"}
     reasons = {item["id"]: item["reason"] for item in items}
     assert "cannot be read as audio" in reasons["torn"] and "not in the folder" in reasons["none.mp3"]
@@ -529,8 +519,7 @@ CASES = [
 @pytest.mark.parametrize(("name", "make", "file", "part", "at", "delimiter"), CASES)
 def test_a_broken_row_costs_no_other(tmp_path, threads_for_commonvoice, name, make, file, part, at, delimiter):
     corpus = make(tmp_path / "corpus")
-    result = run("manifest", "prepare", name, corpus, tmp_path / "whole")
-    assert result.exit_code == 0, result.output
+    prepare(name, corpus, tmp_path / "whole")
     path = corpus / file
     lines = lines_of(path)
     lines[at] = lines[at][:-3] + b"\r" + lines[at][-3:]
@@ -538,13 +527,9 @@ def test_a_broken_row_costs_no_other(tmp_path, threads_for_commonvoice, name, ma
     lines[at + 1] = lines[at + 1].replace(b"e ", "e\u2028".encode())
     lines[0] = b"\xef\xbb\xbf" + lines[0]
     rewrite(path, lines)
-    result = run("manifest", "prepare", name, corpus, tmp_path / "out")
-    assert result.exit_code == 0, result.output
-    left_out = [json.loads(line) for line in (tmp_path / "out" / "left_out.jsonl").read_text("utf-8").splitlines()]
-    named = {"part": part, "id": f"{path}, line {at + 1}", "seconds": 0.0}
-    assert [item for item in left_out if "line" in item["id"]] == [
-        {**named, "reason": "holds a carriage return (U+000D)"}
-    ]
+    prepare(name, corpus, tmp_path / "out")
+    named = {"part": part, "id": f"{path}, line {at + 1}", "seconds": 0.0, "reason": "holds a carriage return (U+000D)"}
+    assert [item for item in left_out(tmp_path / "out") if "line" in item["id"]] == [named]
     before = [cut.supervisions[0].text for cut in cuts_of(tmp_path / "whole", part)]
     after = [cut.supervisions[0].text for cut in cuts_of(tmp_path / "out", part)]
     assert len(after) == len(before) - 1 and set(after) < set(before)

@@ -10,7 +10,7 @@ import threading
 import pytest
 from command_lines import run
 from mini_corpora import make_commonvoice, make_librispeech
-from mini_runs import CORPORA, cuts_of
+from mini_runs import CORPORA, cuts_of, left_out, prepare
 from toy_runs import ROOT
 
 from tokenverse_pp.base.files import locked
@@ -19,12 +19,6 @@ from tokenverse_pp.data.corpora import LICENCES
 from tokenverse_pp.data.corpora.resume import contents
 
 THERE = "there from an earlier run with the same options"
-
-
-def prepare(name, corpus_dir, out, *options):
-    result = run("manifest", "prepare", name, corpus_dir, out, *options)
-    assert result.exit_code == 0, (result.stderr, result.exception)
-    return result.stdout
 
 
 def times(out):
@@ -129,13 +123,11 @@ def test_parts_and_languages_that_come_later_are_added(tmp_path):
     stdout = prepare("commonvoice", corpus, tmp_path / "out")
     assert stdout.count(THERE) == 1 and len(list((tmp_path / "out").glob("cuts_*"))) == 6
     # The list keeps what it says of the parts of the first run.
-    [line] = (tmp_path / "out" / "left_out.jsonl").read_text(encoding="utf-8").splitlines()
-    assert json.loads(line)["id"] == "none.mp3" and json.loads(line)["part"] == "dev_fr"
+    assert lines_out(tmp_path / "out") == [("dev_fr", "none.mp3")]
 
 
 def lines_out(out):
-    lines = (out / "left_out.jsonl").read_text(encoding="utf-8").splitlines()
-    return sorted((item["part"], item["id"]) for item in map(json.loads, lines))
+    return sorted((item["part"], item["id"]) for item in left_out(out))
 
 
 def librispeech_with_gaps(root):
@@ -282,17 +274,14 @@ def test_punct_by_the_texts_as_they_are(corpora, name, tmp_path):
     assert refused.exit_code == 2 and "--written: needs --normaliser words" in refused.stderr
 
 
-def test_librispeech_utterances_without_audio_are_listed(tmp_path):
-    corpus = make_librispeech(tmp_path / "LibriSpeech")
-    next((corpus / "dev-clean").rglob("*-0001.flac")).unlink()
-    prepare("librispeech", corpus, tmp_path / "out")
-    [line] = (tmp_path / "out" / "left_out.jsonl").read_text().splitlines()
-    assert json.loads(line) == {
-        "part": "dev_clean",
-        "id": "84-198-0001",
-        "seconds": 0.0,
-        "reason": "its audio is not there",
-    }
+SESSION = "20190104-0900-PLENARY-6-en"
+
+
+def add_session(corpus):
+    """Segments of a session that comes last, in no order."""
+    with gzip.open(corpus / "asr_en.tsv.gz", "at", encoding="utf-8") as file:
+        for number in (7, 5):
+            file.write(f"{SESSION}|s{number}|A.|a|1|dev|female|True|{number}.0|{number}.5\n")
 
 
 WITHOUT_AUDIO = {  # a file to remove, and the lines that tell so (part, id)
@@ -301,7 +290,8 @@ WITHOUT_AUDIO = {  # a file to remove, and the lines that tell so (part, id)
         "**/en_4066.sph",
         [("train", "en_4066"), *(("train", f"en_4066_0{side}_{i:05}") for i, side in enumerate("ABBAABABB"))],
     ),
-    "voxpopuli": ("**/20190104*.ogg", [("dev_en", f"20190104-0900-PLENARY-6-en-{i}") for i in (1, 2)]),
+    "librispeech": ("dev-clean/**/*-0001.flac", [("dev_clean", "84-198-0001")]),
+    "voxpopuli": ("**/20190104*.ogg", [("dev_en", f"{SESSION}-{i}") for i in (1, 2)]),
 }
 
 
@@ -313,30 +303,24 @@ def test_what_lhotse_drops_for_lack_of_audio_is_listed(corpora, name, tmp_path):
         for path in [*corpus.rglob("ES2011a*")]:
             if path.is_file():
                 shutil.copy(path, path.with_name(path.name.replace("ES2011a", "ES2011b")))
-    if name == "voxpopuli":  # segments of a session that comes last, in no order
-        with gzip.open(corpus / "asr_en.tsv.gz", "at", encoding="utf-8") as file:
-            for number in (7, 5):
-                file.write(f"20190104-0900-PLENARY-6-en|s{number}|A.|a|1|dev|female|True|{number}.0|{number}.5\n")
+    if name == "voxpopuli":
+        add_session(corpus)
     pattern, expected = WITHOUT_AUDIO[name]
     for path in corpus.glob(pattern):
         path.unlink()
     prepare(name, corpus, tmp_path / "out")
-    lines = (tmp_path / "out" / "left_out.jsonl").read_text(encoding="utf-8").splitlines()
-    missing = [item for item in map(json.loads, lines) if item["reason"] == "its audio is not there"]
-    assert [(item["part"], item["id"]) for item in missing] == expected
+    missing = [item for item in left_out(tmp_path / "out") if item["reason"] == "its audio is not there"]
+    assert [(item["part"], item["id"], item["seconds"]) for item in missing] == [(*item, 0.0) for item in expected]
 
 
 def test_segments_of_a_session_that_cannot_be_opened_are_listed(corpora, tmp_path):
-    corpus, session = tmp_path / "corpus", "20190104-0900-PLENARY-6-en"
+    corpus = tmp_path / "corpus"
     shutil.copytree(corpora["voxpopuli"].corpus_dir, corpus)
-    with gzip.open(corpus / "asr_en.tsv.gz", "at", encoding="utf-8") as file:
-        for number in (7, 5):
-            file.write(f"{session}|s{number}|A.|a|1|dev|female|True|{number}.0|{number}.5\n")
-    (corpus / "raw_audios" / "en" / "2019" / f"{session}_en.ogg").write_bytes(b"OggS torn")
+    add_session(corpus)
+    (corpus / "raw_audios" / "en" / "2019" / f"{SESSION}_en.ogg").write_bytes(b"OggS torn")
     prepare("voxpopuli", corpus, tmp_path / "out")
-    lines = (tmp_path / "out" / "left_out.jsonl").read_text(encoding="utf-8").splitlines()
-    torn = [item for item in map(json.loads, lines) if item["reason"].startswith("cannot be read as audio")]
-    assert [(item["part"], item["id"]) for item in torn] == [("dev_en", f"{session}-{i}") for i in (1, 2)]
+    torn = [item for item in left_out(tmp_path / "out") if item["reason"].startswith("cannot be read as audio")]
+    assert [(item["part"], item["id"]) for item in torn] == [("dev_en", f"{SESSION}-{i}") for i in (1, 2)]
 
 
 def hub_rows(clip, count=3):
@@ -379,8 +363,8 @@ def test_hugging_face_folder(data_set, tmp_path):
         assert (turn.text, turn.custom["written"], turn.language) == ("in new york", "In New York!", "en")
         assert turn.custom["entities"] == [{"start": 3, "end": 11, "type": "LOC"}]
         assert cut.sampling_rate == 16000 and cut.load_audio().shape == (1, 16000)
-    [line] = (tmp_path / "out" / "left_out.jsonl").read_text().splitlines()
-    assert "field 'text'" in json.loads(line)["reason"] and json.loads(line)["part"] == "train"
+    [item] = left_out(tmp_path / "out")
+    assert "field 'text'" in item["reason"] and item["part"] == "train"
     before = times(tmp_path / "out")
     assert prepare("huggingface", tmp_path / "set", tmp_path / "out", *COLUMNS, "--written").count(THERE) == 2
     prepare("huggingface", tmp_path / "set", tmp_path / "out", *COLUMNS, "--split", "train")

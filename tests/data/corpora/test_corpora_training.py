@@ -5,12 +5,12 @@ import re
 
 import pytest
 import yaml
-from command_lines import run
+from command_lines import run_ok
 from lhotse import CutSet
 from mini_corpora import make_earnings, make_fleurs, make_slue, sentence, speech, write
 from mini_runs import CORPORA, Prepared
 from safetensors.torch import load_file
-from toy_runs import ROOT, call, toy_options
+from toy_runs import ROOT, call_ok, toy_options
 
 LANGUAGES = ["de", "en", "fr", "pl", "sv"]
 FILES = {
@@ -36,8 +36,7 @@ def train(script, encoder_corpus, exp_dir, train_files, valid_files, **changes):
         "training__valid_every": 2,
         "training__save_every": 2,
     }
-    done = call(script.main, *toy_options(encoder_corpus, exp_dir, **{**defaults, **changes}))
-    assert done.code == 0, done.stderr
+    done = call_ok(script.main, *toy_options(encoder_corpus, exp_dir, **{**defaults, **changes}))
     return done
 
 
@@ -50,10 +49,8 @@ def check_chain(name, corpora, train_script, decode_script, encoder_corpus, tmp_
     assert [r["step"] for r in steps if r.get("kind") == "train"] == [1, 2]
     # After two steps the model says little; the penalty has it say all kinds of things.
     options = ["--model", tmp_path / "exp", "--cuts", files[2], "--output-dir", tmp_path / "out", "--threads", 1]
-    done = call(decode_script.main, *options, "--blank-penalty", 4, "--method", "greedy")
-    assert done.code == 0, done.stderr
-    result = run("score", "--ref", files[2], "--hyp", tmp_path / "out" / "hyps.jsonl", "--output", tmp_path / "s.json")
-    assert result.exit_code == 0, result.stderr
+    call_ok(decode_script.main, *options, "--blank-penalty", 4, "--method", "greedy")
+    run_ok("score", "--ref", files[2], "--hyp", tmp_path / "out" / "hyps.jsonl", "--output", tmp_path / "s.json")
     scores = json.loads((tmp_path / "s.json").read_text())
     words = sum(len(s.text.split()) for cut in CutSet.from_file(files[2]) for s in cut.supervisions)
     assert scores["wer"]["all"]["words"] == words > 0
@@ -73,8 +70,7 @@ def test_from_corpus_to_scores(name, corpora, train_script, decode_script, tiny_
 def test_from_evaluation_set_to_scores(make, train_script, decode_script, tiny_corpus, tmp_path):
     name = {make_earnings: "earnings22", make_fleurs: "fleurs", make_slue: "slue-voxpopuli"}[make]
     source, out = make(tmp_path / "corpus"), tmp_path / "cuts"
-    result = run("manifest", "prepare", name, source, out)
-    assert result.exit_code == 0, result.stderr
+    result = run_ok("manifest", "prepare", name, source, out)
     prepared = {name: Prepared(source, out, result.stdout)}
     check_chain(name, prepared, train_script, decode_script, tiny_corpus, tmp_path)
 
@@ -91,9 +87,8 @@ def entity_corpus(tmp_path):
         rows.append(f"{number}.wav,{shown},s{number % 3}")
     (tmp_path / "own" / "table.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     cuts = tmp_path / "entities.jsonl.gz"
-    result = run("manifest", "import", cuts, "--table", tmp_path / "own" / "table.csv", "--inline-entities", "brackets",
+    run_ok("manifest", "import", cuts, "--table", tmp_path / "own" / "table.csv", "--inline-entities", "brackets",
                  "--set", "language=en", "--tasks", "asr,ner,lid", "--normaliser", "words")  # fmt: skip
-    assert result.exit_code == 0, result.stderr
     return cuts
 
 
@@ -120,8 +115,7 @@ def test_three_corpora_with_other_labels_train_together_by_the_recipes_yaml(
     )  # fmt: skip
     path = tmp_path / "one.yaml"
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
-    done = call(train_script.main, "--config", path)
-    assert done.code == 0, done.stderr
+    call_ok(train_script.main, "--config", path)
     model = yaml.safe_load((tmp_path / "exp" / "model" / "config.yaml").read_text(encoding="utf-8"))
     assert model["tasks"]["names"] == ["asr", "scd", "endp", "ner", "lid"]
     weights = load_file(tmp_path / "exp" / "model" / "model.safetensors")
@@ -130,8 +124,7 @@ def test_three_corpora_with_other_labels_train_together_by_the_recipes_yaml(
     assert (weights["feature_vectors.table"].abs().sum(dim=1) > 0).all()
 
     # What each corpus gives to each task.
-    result = run("manifest", "stats", *files, "--json", tmp_path / "stats.json")
-    assert result.exit_code == 0, result.stderr
+    result = run_ok("manifest", "stats", *files, "--json", tmp_path / "stats.json")
     by_corpus = json.loads((tmp_path / "stats.json").read_text(encoding="utf-8"))["corpora"]
     given = [{task for task, c in group["tasks"].items() if c["labelled"]["cuts"]} for group in by_corpus.values()]
     assert sorted(given, key=sorted) == [{"asr", "lid", "endp", "scd"}, {"asr", "lid"}, {"asr", "lid", "ner"}]

@@ -7,14 +7,22 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from encoder_families import FAMILIES, FRAMES_OF_20_MS, extractor_of, save_family
-from toy_runs import call, toy_options
+from encoder_families import (
+    FAMILIES,
+    FRAMES_OF_20_MS,
+    assert_padding_changes_nothing,
+    assert_same_gradients,
+    extractor_of,
+    gradients,
+    move_and_merge,
+    save_family,
+)
+from toy_runs import call_ok, toy_options
 from transformers import AutoModel
 
 from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.models.encoders import EncoderConfig, build_encoder
-from tokenverse_pp.models.encoders.kinds import merge_lora
 
 CONTEXT = dict(context_dim=16, context_heads=2, context_ffn=24, context_kernel=5, context_layers=1)
 KINDS = {
@@ -98,22 +106,7 @@ def test_one_utterance_equals_transformers(family, saved, speech):
 def test_padded_batches_equal_single_utterances(family, kind, stack, saved, speech):
     """In evaluation, and in training where no dropout acts (batch norms keep their statistics)."""
     encoder = build(saved(family), kind, stack=stack, context_dropout=0.0).eval()
-    audio, lens = speech
-    features, feature_lens = encoder.extract(audio, lens)
-    rubbish = torch.arange(features.shape[1]).unsqueeze(0) >= feature_lens.unsqueeze(1)
-    output, output_lens = encoder.contextualise(features + 5.0 * rubbish.unsqueeze(-1), feature_lens)
-    assert (features.shape[2], output.shape[2]) == (encoder.feature_dim, encoder.output_dim)
-    assert encoder.feature_lens(lens).tolist() == feature_lens.tolist() and features.shape[1] == feature_lens.max()
-    assert encoder.output_lens(feature_lens).tolist() == output_lens.tolist() and len(set(output_lens.tolist())) == 3
-    for row in range(3):
-        one, one_lens = encoder.extract(audio[row : row + 1, : lens[row]], lens[row : row + 1])
-        assert one.shape[1] == one_lens == feature_lens[row]
-        torch.testing.assert_close(features[row, : one_lens[0]], one[0], atol=2e-4, rtol=1e-3)
-        assert features[row, one_lens[0] :].abs().sum() == 0
-        out, out_lens = encoder.contextualise(one, one_lens)
-        assert out_lens == output_lens[row] == out.shape[1]
-        torch.testing.assert_close(output[row, : out_lens[0]], out[0], atol=2e-4, rtol=1e-3)
-        assert output[row, out_lens[0] :].abs().sum() == 0
+    assert_padding_changes_nothing(encoder, *speech, atol=2e-4, rtol=1e-3)
 
 
 CHUNK_MS = {"parakeet": 160, "nemotron_asr_streaming": 160, "qwen3_asr": 1000}
@@ -170,11 +163,9 @@ def test_gradient_checkpointing_changes_nothing_and_no_parameter_is_unused(famil
         encoder = build(saved(family), checkpoint_layers=count, freeze_feature_encoder=False).train()
         torch.manual_seed(0)
         encoder(*speech)[0].square().sum().backward()
-        assert all((p.grad is not None) == p.requires_grad for p in encoder.parameters())
-        grads.append({n: p.grad for n, p in encoder.named_parameters() if p.grad is not None})
+        grads.append(gradients(encoder))
     for found in grads[1:]:
-        for name, grad in grads[0].items():
-            torch.testing.assert_close(found[name], grad, atol=1e-3, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
+        assert_same_gradients(found, grads[0], atol=1e-3)
 
 
 @each_family
@@ -183,11 +174,8 @@ def test_freezing_and_what_is_saved(family, saved, speech):
     assert not all(p.requires_grad for p in plain.parameters()) or family.startswith("w2v-bert")
     fixed = build(saved(family), freeze_layers=2)
     trained = {id(p) for p in fixed.parameters() if p.requires_grad}
-    assert [any(id(p) in trained for p in layer.parameters()) for layer in fixed.backbone.layers] == [
-        False,
-        False,
-        True,
-    ]
+    trains = [any(id(p) in trained for p in layer.parameters()) for layer in fixed.backbone.layers]
+    assert trains == [False, False, True]
     frozen = build(saved(family), "frozen").train()
     assert not any(module.training for module in frozen.backbone.modules())
     first, second = frozen.extract(*speech)[0], frozen.extract(*speech)[0]
@@ -209,12 +197,7 @@ def test_adapters_change_nothing_at_first_are_all_that_learns_and_can_be_merged(
     trained = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
     matrices = 8 if hasattr(adapted.backbone.layers[0], "conv") or hasattr(adapted.backbone.layers[0], "ffn1") else 6
     assert len(trained) == 3 * matrices * 2 and all("lora_" in name for name in trained)
-    with torch.no_grad():
-        for parameter in trained.values():
-            parameter.add_(0.1 * torch.randn(parameter.shape))
-        moved = adapted(*speech)[0]
-        merge_lora(adapted.backbone)
-        torch.testing.assert_close(adapted(*speech)[0], moved, atol=1e-3, rtol=1e-3)
+    move_and_merge(adapted, trained.values(), speech, tolerance=1e-3)
     assert set(adapted.state_dict()) == set(plain.state_dict())
 
 
@@ -272,21 +255,12 @@ def test_trains_decodes_and_exports(family, tmp_path, tiny_corpus, train_script,
     if family.startswith("parakeet"):
         changes["model__encoder__gradient_checkpointing"] = "true"
     options = toy_options(tiny_corpus, tmp_path / "exp", optim__lr=3e-3, optim__encoder_lr=3e-3, **changes)
-    done = call(train_script.main, *options)
-    assert done.code == 0, done.stderr
+    call_ok(train_script.main, *options)
     records = [json.loads(line) for line in (tmp_path / "exp" / "log.jsonl").read_text().splitlines()]
     losses = [record["loss"] for record in records if record["kind"] == "train"]
     assert len(losses) == 20 and sum(losses[-5:]) < sum(losses[:5])
-    words = [
-        "--model",
-        tmp_path / "exp",
-        "--cuts",
-        f"{tiny_corpus}/cuts_test.jsonl.gz",
-        "--output-dir",
-        tmp_path / "dec",
-    ]
-    done = call(decode_script.main, *words, standalone_mode=True)
-    assert done.code == 0, done.stderr
+    where = ["--cuts", f"{tiny_corpus}/cuts_test.jsonl.gz", "--output-dir", tmp_path / "dec"]
+    call_ok(decode_script.main, "--model", tmp_path / "exp", *where, standalone_mode=True)
     assert len((tmp_path / "dec" / "hyps.jsonl").read_text().splitlines()) == 4
     if torch.__version__ >= "2.5":
         pytest.importorskip("onnxruntime")

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from encoder_families import assert_padding_changes_nothing, assert_same_gradients, gradients, move_and_merge
 from torch.nn.functional import layer_norm
 from transformers import AutoModel
 
@@ -35,23 +36,9 @@ def build(folder, kind, **changes):
 @pytest.mark.parametrize("kind, stack", [("finetune", 1), ("frozen", 1), ("frozen", 2), ("split", 2)])
 def test_padded_batch_equals_single_utterances(folder, batch, kind, stack):
     encoder = build(folder, kind, stack=stack).eval()
-    audio, lens = batch
-    features, feature_lens = encoder.extract(audio, lens)
-    rubbish = torch.arange(features.shape[1]).unsqueeze(0) >= feature_lens.unsqueeze(1)
-    output, output_lens = encoder.contextualise(features + 5.0 * rubbish.unsqueeze(-1), feature_lens)
-    assert (features.shape[2], output.shape[2]) == (encoder.feature_dim, encoder.output_dim)
     assert encoder.feature_dim == (32 if kind == "frozen" else 16) and encoder.output_dim == 16
-    assert encoder.feature_lens(lens).tolist() == feature_lens.tolist() and features.shape[1] == feature_lens.max()
-    assert encoder.output_lens(feature_lens).tolist() == output_lens.tolist() and len(set(output_lens.tolist())) == 3
-    for row in range(3):
-        one, one_lens = encoder.extract(audio[row : row + 1, : lens[row]], lens[row : row + 1])
-        assert one.shape[1] == one_lens == feature_lens[row]
-        torch.testing.assert_close(features[row, : one_lens[0]], one[0], atol=2e-5, rtol=1e-4)
-        assert features[row, one_lens[0] :].abs().sum() == 0
-        out, out_lens = encoder.contextualise(one, one_lens)
-        assert out_lens == output_lens[row] == out.shape[1] == -(-int(one_lens) // stack)
-        torch.testing.assert_close(output[row, : out_lens[0]], out[0], atol=2e-5, rtol=1e-4)
-        assert output[row, out_lens[0] :].abs().sum() == 0
+    for frames, outputs in assert_padding_changes_nothing(encoder, *batch, atol=2e-5, rtol=1e-4):
+        assert outputs == -(-frames // stack)
 
 
 @pytest.mark.skipif(torch.__version__ < "2", reason="torch 1.13 has no LayerNorm for autocast on CPU")
@@ -81,12 +68,9 @@ def test_gradient_checkpointing_changes_nothing_and_no_parameter_is_unused(folde
         assert encoder.trained_depth == depth and sum(s.recomputed for s, _ in encoder.layer_stacks()) == count
         torch.manual_seed(0)
         encoder(*batch)[0].square().sum().backward()
-        assert all((p.grad is not None) == p.requires_grad for p in encoder.parameters())
-        grads.append({n: p.grad for n, p in encoder.named_parameters() if p.grad is not None})
+        grads.append(gradients(encoder))
     for found in grads[1:]:
-        assert grads[0].keys() == found.keys()
-        for name, grad in grads[0].items():
-            torch.testing.assert_close(found[name], grad, atol=1e-4, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
+        assert_same_gradients(found, grads[0], atol=1e-4)
 
 
 @pytest.mark.parametrize("family", ["wav2vec2", "hubert", "wavlm"])
@@ -151,13 +135,8 @@ def test_adapters_change_nothing_at_first_are_all_that_learns_and_can_be_merged(
     assert len(trained) == 3 * 4 * 2 and all("lora_" in name for name in trained)  # layers, projections, A and B
     adapted(*batch)[0].square().sum().backward()
     assert all(p.grad is not None for p in trained.values())
-    with torch.no_grad():
-        for parameter in trained.values():
-            parameter.add_(0.1 * torch.randn(parameter.shape))
-        moved = adapted(*batch)[0]
-        assert not torch.allclose(moved, plain(*batch)[0], atol=1e-2)
-        merge_lora(adapted.backbone)
-        torch.testing.assert_close(adapted(*batch)[0], moved, atol=1e-4, rtol=1e-4)
+    moved = move_and_merge(adapted, trained.values(), batch, tolerance=1e-4)
+    assert not torch.allclose(moved, plain(*batch)[0], atol=1e-2)
     assert set(adapted.state_dict()) == set(plain.state_dict())
 
 

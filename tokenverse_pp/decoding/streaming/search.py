@@ -81,8 +81,9 @@ class StreamingSearch:
         decide_after: frames after which the best hypothesis of a beam decides where hypotheses differ.
         endpoint: the token after which the search restarts; None for none. As soon as the most probable hypothesis
             contains it, that hypothesis becomes final, and the search forgets it but for two things. The predictor has
-            read this token, because one that has read nothing expects a stream's start. The constraints know the whole
-            stream: a ``[SCD]`` may follow, a second language may not.
+            read the last token (the endpoint, or in a beam a ``[SCD]`` or word right after it), because one that has
+            read nothing expects a stream's start. The constraints know the whole stream: a ``[SCD]`` may follow, a
+            second language may not.
 
     Raises:
         UserError: for options that streams do not support.
@@ -169,10 +170,11 @@ class Method(ABC):
         self.decide_after, self.endpoint = decide_after, endpoint
 
     @abstractmethod
-    def start(self, state: int, ended: bool = False) -> Any:
-        """Return the memory of a search that begins at a stream's start, or (``ended``) after an endpoint.
+    def start(self, state: int, newest: Optional[int] = None) -> Any:
+        """Return the memory of a search that begins at a stream's start, or after an endpoint.
 
-        ``state`` is the state of the constraints: of a new stream the first one.
+        ``state`` is the state of the constraints: of a new stream the first one. ``newest`` is the last token of what
+        was before, which the predictor has read; None at a stream's start.
         """
 
     @abstractmethod
@@ -187,10 +189,10 @@ class Method(ABC):
     def translate(self, memory: Any, translation: Callable[[int], int]) -> Any:
         """Return the memory with translated states of the constraints."""
 
-    def first_context(self, shape: Tuple[int, ...], ended: bool) -> np.ndarray:
-        """Return the predictor's context at the start or after an endpoint, in an array of this shape."""
+    def first_context(self, shape: Tuple[int, ...], newest: Optional[int]) -> np.ndarray:
+        """Return the predictor's context at the start or after the token ``newest``, in an array of this shape."""
         start = np.full(shape, self.scorer.contexts.start)
-        return self.scorer.contexts.longer(start, np.full(shape, self.endpoint)) if ended else start
+        return start if newest is None else self.scorer.contexts.longer(start, np.full(shape, newest))
 
     def _after(self, state: int, tokens: np.ndarray, following: np.ndarray) -> int:
         """Return the constraints' state after tokens (T,), blanks included; ``following`` (S, V) or (S * V,)."""
@@ -209,10 +211,12 @@ class GreedyMemory(NamedTuple):
 class GreedyMethod(Method):
     """Greedy search."""
 
-    def start(self, state: int, ended: bool = False) -> GreedyMemory:
+    def start(self, state: int, newest: Optional[int] = None) -> GreedyMemory:
         """See `Method`."""
-        newest = self.endpoint if ended else self.blank_id
-        return GreedyMemory(np.array([*[self.blank_id] * (self.context_size - 1), newest], dtype=np.int64), state)
+        last = np.full(self.context_size, self.blank_id, dtype=np.int64)
+        if newest is not None:
+            last[-1] = newest
+        return GreedyMemory(last, state)
 
     def run(self, scorer: Scorer, lengths: Sequence[int], constraints: BatchConstraints, states: States) -> List[Ran]:
         """See `Method`."""
@@ -228,7 +232,7 @@ class GreedyMethod(Method):
                 assert search.following is not None
                 used = int(ends[0]) + 1
                 after = self._after(state.memory.state, search.tokens[i, :used], search.following)
-                memory = self.start(after, ended=True)
+                memory = self.start(after, self.endpoint)
             at = np.flatnonzero(search.tokens[i, :used] != self.blank_id)
             columns = (search.tokens[i, at].tolist(), (at + state.frames).tolist(), search.log_probs[i, at].tolist())
             done.append(Ran(memory, [Token(*token) for token in zip(*columns)], used))
@@ -246,9 +250,9 @@ class GreedyMethod(Method):
 class SymbolGreedyMethod(GreedyMethod):
     """Greedy search symbol by symbol."""
 
-    def start(self, state: int, ended: bool = False) -> GreedyMemory:
+    def start(self, state: int, newest: Optional[int] = None) -> GreedyMemory:
         """See `Method`."""
-        return GreedyMemory(self.first_context((1,), ended), state)
+        return GreedyMemory(self.first_context((1,), newest), state)
 
     def run(self, scorer: Scorer, lengths: Sequence[int], constraints: BatchConstraints, states: States) -> List[Ran]:
         """See `Method`. After an endpoint no more symbols of its frame are decoded."""
@@ -260,7 +264,7 @@ class SymbolGreedyMethod(GreedyMethod):
         for i, (written, state) in enumerate(zip(search.written, states)):
             memory = GreedyMemory(search.context[i : i + 1].copy(), int(search.state[i]))
             if written and written[-1][0] == self.endpoint:
-                memory = self.start(memory.state, ended=True)
+                memory = self.start(memory.state, self.endpoint)
             tokens = [Token(token, frame + state.frames, log_prob) for token, frame, log_prob in written]
             done.append(Ran(memory, tokens, int(search.used[i])))
         return done
@@ -288,10 +292,10 @@ class StreamBeam(NamedTuple):
 class BeamMethod(Method):
     """Modified beam search."""
 
-    def start(self, state: int, ended: bool = False, earning: int = 0) -> StreamBeam:
+    def start(self, state: int, newest: Optional[int] = None, earning: int = 0) -> StreamBeam:
         """See `Method`; ``earning`` is the state of the bonus."""
         rows = BeamMemory.start(self.scorer, 1, self.options.width, None)
-        context = self.first_context(rows.context.shape, ended)
+        context = self.first_context(rows.context.shape, newest)
         rows = rows._replace(context=context, state=rows.state + state, earning=rows.earning + earning)
         return StreamBeam(rows, ((),) * self.options.width, 0)
 
@@ -315,7 +319,7 @@ class BeamMethod(Method):
                 )
                 last = self._longer(memory, int(slots), written, values, first)
                 state = self._after(int(memory.rows.state[0, slots]), written, search.following)
-                anew = self.start(state, ended=True, earning=self._anew(memory, int(slots), written))
+                anew = self.start(state, last[-1].id, self._anew(memory, int(slots), written))
                 done.append(Ran(anew, list(last), end + 1))
                 continue
             # Copies: a view of the whole batch would keep the predictor's states of all its streams.
