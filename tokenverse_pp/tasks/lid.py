@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Dict, List, Optional, Sequence, Tuple
 
 from tokenverse_pp.base.languages import (
@@ -22,7 +21,7 @@ from tokenverse_pp.base.languages import (
 )
 from tokenverse_pp.metrics.error_rates import score_languages
 from tokenverse_pp.tasks.base import RANK_FRONT, ScoredExample, Task
-from tokenverse_pp.tasks.transcript import Mark, MarkReader, read_first, turns_of
+from tokenverse_pp.tasks.transcript import Mark, turns_of
 
 if TYPE_CHECKING:
     from lhotse.cut import Cut
@@ -130,14 +129,9 @@ class LanguageId(Task):
             return []
         return [(0, RANK_FRONT, language_token(match_language(answer, self.languages) or answer))]
 
-    @property
-    def reader(self) -> MarkReader:
-        """Reads the language of the first token."""
-        return partial(read_first, meanings={token: language_code(token) for token in self.symbols})
-
     def from_marks(self, marks: Sequence[Mark], num_words: int) -> Optional[str]:
-        """See `reader`."""
-        return self.reader(marks, num_words)
+        """The language of the first token."""
+        return language_code(marks[0].text) if marks else None
 
     def score(self, examples: Sequence[ScoredExample]) -> Dict[str, Any]:
         """Accuracy and confusion counts; a hypothesis without a language token is wrong."""

@@ -31,7 +31,6 @@ from tokenverse_pp.tasks.transcript import (
     UNKNOWN,
     Answers,
     Mark,
-    MarkReader,
     Word,
     is_task_token,
     split_marks,
@@ -356,23 +355,20 @@ RECORD_KEYS = {
 
 
 class TranscriptReader:
-    """Reads transcripts with the tokens of some tasks; each `TaskSet` has one.
-
-    It gets the reader of each task (`Task.reader`) once.
-    """
+    """Reads transcripts with the tokens of some tasks; each `TaskSet` has one."""
 
     def __init__(self, tasks: TaskSet):
         self.names = tasks.names
-        self.symbols = {task.name: frozenset(task.symbols) for task in tasks.tasks if task.name != "asr"}
-        self.readers: Dict[str, MarkReader] = {name: tasks[name].reader for name in self.symbols}
-        self.outside = [task for task in tasks.tasks if task.name not in WITH_FIELDS]
+        self.tasks = [task for task in tasks.tasks if task.name != "asr"]
+        self.symbols = {task.name: frozenset(task.symbols) for task in self.tasks}
 
     def answers(self, words: Sequence[str], marks: Sequence[Mark]) -> Answers:
         """Return an answer for each of the tasks, and only these, read from words and task tokens."""
-        found = {}
-        for name, reader in self.readers.items():
-            found[name] = reader([mark for mark in marks if mark.text in self.symbols[name]], len(words))
-        return Answers(tuple(words), found)
+        mine = self._by_task(marks)
+        return Answers(tuple(words), {task.name: task.from_marks(mine[task.name], len(words)) for task in self.tasks})
+
+    def _by_task(self, marks: Sequence[Mark]) -> Dict[str, List[Mark]]:
+        return {name: [mark for mark in marks if mark.text in symbols] for name, symbols in self.symbols.items()}
 
     def read_tokens(
         self,
@@ -423,7 +419,7 @@ class TranscriptReader:
             if word.is_task_token:
                 marks.append(Mark(word.text, number - len(marks), word.start, word.confidence))
         answers = self.answers([word.text for word in plain], marks)
-        mine = {name: [mark for mark in marks if mark.text in symbols] for name, symbols in self.symbols.items()}
+        mine = self._by_task(marks)
         bounds = enumerate(answers.turns, start=1) if "scd" in mine else ()
         # The first of several at one place counts.
         ends = {mark.position: mark.time for mark in reversed(mine.get("endp", ()))}
@@ -445,11 +441,12 @@ class TranscriptReader:
     def _others(self, answers: Answers, written: Sequence[Word]) -> Dict[str, Any]:
         """The fields of tasks from outside the package."""
         found: Dict[str, Any] = {}
-        if self.outside:
+        outside = [task for task in self.tasks if task.name not in WITH_FIELDS]
+        if outside:
             words = [word for word in written if not word.is_task_token]
-            marks = split_marks([word.text for word in written], [word.start for word in written])[1]
-            for task in self.outside:
-                found.update(task.record(answers, words, [m for m in marks if m.text in self.symbols[task.name]]))
+            mine = self._by_task(split_marks([word.text for word in written], [word.start for word in written])[1])
+            for task in outside:
+                found.update(task.record(answers, words, mine[task.name]))
         return found
 
 
