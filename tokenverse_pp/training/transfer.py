@@ -338,11 +338,9 @@ def frozen_by(config: EncoderConfig, backbone: Backbone) -> Callable[[str], bool
         return lambda name: False
     if config.kind == "frozen" or config.lora_rank:
         return lambda name: True
-    modules = {id(module): f"{name}." for name, module in backbone.named_modules()}
-    trained = [modules[id(layer)] for layer in backbone.layers[config.split_layer : backbone.highest(config.layers)]]
-    if -1 in config.layers and backbone.final_norm is not None:
-        trained.append(modules[id(backbone.final_norm)])
-    return lambda name: not name.startswith(tuple(trained))
+    ids = {id(module) for module in backbone.upper(config.split_layer, config.layers)}
+    trained = tuple(f"{name}." for name, module in backbone.named_modules() if id(module) in ids)
+    return lambda name: not name.startswith(trained)
 
 
 def _count(tensors: State) -> str:

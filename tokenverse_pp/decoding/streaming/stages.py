@@ -224,21 +224,19 @@ class Layers(GridStage):
     ) -> None:
         super().__init__(backbone, grid, f"layers{first}", backbone.hidden_size * len(wanted))
         self.backbone, self.wanted, self.first, self.normalise = backbone, tuple(wanted), first, normalise
-        highest = len(backbone.layers) if -1 in wanted else max(wanted)
-        for number in range(first, highest):
+        for number in range(first, backbone.highest(wanted)):
             attention = attention_of(backbone.layers[number])
             self.windows.append(AttentionWindow(f"layer{number}", attention.num_heads, attention.head_dim, grid))
 
     def run(self, x: Tensor, state: State, registers: int) -> Tensor:
         """See GridStage."""
         sight = look(state[self.frames], x.shape[1], self.grid, registers)
-        stable = getattr(self.backbone, "stable_layer_norm", True)
+        norm = self.backbone.final_norm
         kept: Dict[int, Tensor] = {self.first: x}
         for number, window in enumerate(self.windows, start=self.first):
-            x = run_layer(self.backbone.layers[number], x, stable, window, state, sight)
-            kept[number + 1] = x
+            x = kept[number + 1] = run_layer(self.backbone.layers[number], x, norm is not None, window, state, sight)
         if -1 in self.wanted:
-            kept[-1] = x if self.backbone.final_norm is None else self.backbone.final_norm(x)
+            kept[-1] = x if norm is None else norm(x)
         states = [kept[number] for number in self.wanted]
         return joined_states(states) if self.normalise else torch.cat(states, dim=-1)
 

@@ -265,7 +265,7 @@ class Backbone(nn.Module, ABC):
     frame_shift: float
     hop: int  # samples from one frame to the next
     receptive: int  # frame t of `embed` sees no sample from hop * t + receptive on
-    right_frames: int = 0  # frames that `transform` sees after a frame, apart from attention
+    norm_name: str = ""  # of the norm after the highest layer, in ``encoder``; empty if there is none
     streams: bool = False  # whether `decoding.streaming` can run it chunk by chunk, with state kept between them
     exports: bool = True  # whether `onnx` can export it
     max_samples: Optional[int] = None  # of an utterance in full context
@@ -314,7 +314,11 @@ class Backbone(nn.Module, ABC):
 
         Attention stops at the end of the chunk; convolutions do so only if ``grid.strict``.
         """
-        return 0 if grid.strict else grid.rounded_up(self.right_frames)
+        return 0 if grid.strict else grid.rounded_up(self.right_frames())
+
+    def right_frames(self) -> int:
+        """The number of frames after a frame that the positional convolution sees."""
+        return 0
 
     @abstractmethod
     def freeze_embedding(self) -> None:
@@ -327,7 +331,7 @@ class Backbone(nn.Module, ABC):
     @property
     def final_norm(self) -> Optional[nn.Module]:
         """The norm after the highest layer, if the model has one."""
-        return None
+        return getattr(self.encoder, self.norm_name) if self.norm_name else None
 
     @property
     def shardable_layers(self) -> List[nn.Module]:
@@ -355,6 +359,11 @@ class Backbone(nn.Module, ABC):
     def highest(self, wanted: Sequence[int]) -> int:
         """The number of the highest layer that the ``wanted`` hidden states need (see ``EncoderConfig.layers``)."""
         return len(self.layers) if -1 in wanted else max(wanted)
+
+    def upper(self, first: int, wanted: Sequence[int]) -> List[nn.Module]:
+        """The layers above hidden state ``first`` that the ``wanted`` ones need, and the final norm if they need it."""
+        norm = [self.final_norm] if -1 in wanted and self.final_norm is not None else []
+        return [*self.layers[first : self.highest(wanted)], *norm]
 
     def run_layers(self, x: Tensor, wanted: Sequence[int], arguments: Dict[str, Any], first: int = 0) -> List[Tensor]:
         """Run the layers up to the highest wanted one on x (N, T, C), each with the keyword ``arguments``.

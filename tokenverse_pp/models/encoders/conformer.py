@@ -88,15 +88,15 @@ def is_causal(depthwise: nn.Conv1d) -> bool:
     return depthwise.padding[0] == 0
 
 
-def layers_right(layer: Any) -> int:
-    """Frames of right context of a layer's convolution."""
-    depthwise = (layer.conv if hasattr(layer, "conv") else layer.conv_module).depthwise_conv
-    return 0 if is_causal(depthwise) else sides(depthwise)[1]
+class ConformerBackbone(Backbone):
+    """A backbone of conformer layers."""
 
-
-def layers_lookahead(layers: Any, grid: ChunkGrid, count: int) -> int:
-    """See `Backbone.lookahead`: a layer that sees one frame of the next chunk sees all of it, by attention below it."""
-    return 0 if grid.strict else sum(grid.rounded_up(layers_right(layer)) for layer in layers[:count])
+    def lookahead(self, grid: ChunkGrid, layers: int) -> int:
+        """See Backbone: a layer that sees one frame of the next chunk sees all of it, by attention below it."""
+        found: List[Any] = [] if grid.strict else list(self.layers[:layers])
+        modules = [layer.conv if hasattr(layer, "conv") else layer.conv_module for layer in found]
+        convolutions = [module.depthwise_conv for module in modules]
+        return sum(grid.rounded_up(sides(conv)[1]) for conv in convolutions if not is_causal(conv))
 
 
 class SelfSupervisedLayer(ConformerLayer):
@@ -128,7 +128,7 @@ class SelfSupervisedLayer(ConformerLayer):
         return modules.final_layer_norm(x)
 
 
-class SelfSupervisedConformer(Backbone):
+class SelfSupervisedConformer(ConformerBackbone):
     """Base of ``Wav2Vec2ConformerModel`` and ``Wav2Vec2BertModel``: relative positions in every layer."""
 
     def add_positions(self, x: Tensor, lens: Tensor, grid: Optional[ChunkGrid] = None) -> Tensor:
@@ -164,23 +164,7 @@ class Wav2Vec2ConformerBackbone(SelfSupervisedConformer, Wav2Vec2Backbone):
         if hasattr(model.encoder, "pos_conv_embed"):
             del model.encoder.pos_conv_embed  # transformers does not run it either
         super().__init__(model, normalise)
-
-    @staticmethod
-    def has_final_norm(config: Any) -> bool:
-        """See `Wav2Vec2Backbone`: always."""
-        return True
-
-    def positional_right(self) -> int:
-        """See `Wav2Vec2Backbone`: the right context of one layer's convolution."""
-        return layers_right(self.layers[0])
-
-    def grid(self, chunks: ChunkOptions, stack: int = 1) -> ChunkGrid:
-        """See Backbone."""
-        return Backbone.grid(self, chunks, stack)
-
-    def lookahead(self, grid: ChunkGrid, layers: int) -> int:
-        """See Backbone."""
-        return layers_lookahead(self.layers, grid, layers)
+        self.norm_name = "layer_norm"
 
 
 class Wav2Vec2BertBackbone(SelfSupervisedConformer):

@@ -162,15 +162,9 @@ def _random_model(config: Any, name: str, make: Optional[Callable[[Any], Any]] =
     return model.float()
 
 
-def float32_argument() -> Dict[str, torch.dtype]:
-    """The argument of ``from_pretrained`` for float32: ``torch_dtype``, or ``dtype`` from transformers 5 on."""
-    major = int(transformers.__version__.split(".")[0])
-    return {"dtype" if major >= 5 else "torch_dtype": torch.float32}
-
-
 def load_weights(loader: Callable[..., Any], name: str, foreign: bool, **arguments: Any) -> nn.Module:
     """Load the weights; raise UserError if some are missing (transformers would initialise them at random)."""
-    arguments.update(float32_argument())
+    arguments["dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"] = torch.float32
     if foreign and not UNPICKLES_SAFELY:
         arguments["use_safetensors"] = True
     model, info = from_pretrained(loader, name, output_loading_info=True, **arguments)
@@ -375,18 +369,11 @@ class SplitEncoder(ContextEncoder):
         if config.lora_rank:
             add_lora(backbone, config, self.split_layer, self.highest_layer)
         else:
-            for module in self._upper():
+            for module in backbone.upper(self.split_layer, self.layers):
                 module.requires_grad_(True)
         # What checkpoints contain. `requires_grad` changes later: ``training.freeze`` and ``train_only`` set it.
         self.trained_names = {name for name, parameter in backbone.named_parameters() if parameter.requires_grad}
         self.make_context(config)
-
-    def _upper(self) -> List[nn.Module]:
-        """The layers above the seam that run, and the final norm if it runs."""
-        upper: List[nn.Module] = list(self.backbone.layers[self.split_layer : self.highest_layer])
-        if -1 in self.layers and self.backbone.final_norm is not None:
-            upper.append(self.backbone.final_norm)
-        return upper
 
     def layer_stacks(self) -> List[Tuple[TrainedLayers, int]]:
         """See Encoder."""
@@ -429,8 +416,9 @@ class SplitEncoder(ContextEncoder):
         parameters = dict(self.backbone.named_parameters())
         trained = self.trained_names & set(parameters)
         if not trained:  # adapters that have been merged: the upper layers are no longer the pretrained ones
-            upper = {id(p) for module in self._upper() for p in module.parameters()}
-            trained = {name for name, parameter in parameters.items() if id(parameter) in upper}
+            upper = self.backbone.upper(self.split_layer, self.layers)
+            ids = {id(parameter) for module in upper for parameter in module.parameters()}
+            trained = {name for name, parameter in parameters.items() if id(parameter) in ids}
         return tuple(f"backbone.{name}" for name in self.backbone.state_dict() if name not in trained)
 
     def unread_prefixes(self) -> Tuple[str, ...]:

@@ -10,16 +10,9 @@ from torch.nn import functional as F
 
 from tokenverse_pp.base.config import SAMPLE_RATE, ChunkOptions
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.models.encoders.base import (
-    Backbone,
-    check_length,
-    length_mask,
-    seen_frames,
-    stacked_lens,
-    zero_padding,
-)
+from tokenverse_pp.models.encoders.base import check_length, length_mask, seen_frames, stacked_lens, zero_padding
 from tokenverse_pp.models.encoders.chunks import ChunkGrid, chunk_mask
-from tokenverse_pp.models.encoders.conformer import ConformerLayer, layers_lookahead, visible_keys
+from tokenverse_pp.models.encoders.conformer import ConformerBackbone, ConformerLayer, visible_keys
 from tokenverse_pp.models.encoders.fbank import HOP, WINDOW, NemoMel
 
 
@@ -45,7 +38,7 @@ class FastConformerLayer(ConformerLayer):
         return modules.norm_out(x)
 
 
-class ParakeetBackbone(Backbone):
+class ParakeetBackbone(ConformerBackbone):
     """``ParakeetEncoder``: mel, strided convolutions and a projection | scale, conformer layers.
 
     Frames of 80 ms. The seam is before the factor sqrt(hidden_size) of models with ``scale_input``.
@@ -105,10 +98,6 @@ class ParakeetBackbone(Backbone):
             "mask": length_mask(lens, size, x.device),
             "grid": grid,
         }
-
-    def lookahead(self, grid: ChunkGrid, layers: int) -> int:
-        """See Backbone."""
-        return layers_lookahead(self.layers, grid, layers)
 
     def freeze_embedding(self) -> None:
         """Stop training the strided convolutions (the projection stays trainable)."""

@@ -114,6 +114,7 @@ class WhisperBackbone(Backbone):
     hop = 320
     # The second convolution sees mel frames 2t - 2 to 2t + 2, and mel frame m samples 160 m - 200 to 160 m + 199.
     receptive = 520
+    norm_name = "layer_norm"
     streams = True
 
     def __init__(self, encoder: Any) -> None:
@@ -173,8 +174,3 @@ class WhisperBackbone(Backbone):
     def position_modules(self) -> List[nn.Module]:
         """The (sinusoidal) position embedding."""
         return [self.encoder.embed_positions]
-
-    @property
-    def final_norm(self) -> Optional[nn.Module]:
-        """The final LayerNorm."""
-        return self.encoder.layer_norm
