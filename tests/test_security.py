@@ -62,10 +62,6 @@ def fresh_registry(monkeypatch):
     """No task from outside is known, neither before nor after the test."""
     list(REGISTRY)  # entry points are read before
     monkeypatch.setattr(REGISTRY, "_outside", {})
-    REGISTRY._order()
-    yield
-    monkeypatch.undo()
-    REGISTRY._order()
 
 
 # --- Code that a model names -------------------------------------------------------------------------------------
@@ -82,7 +78,6 @@ def emotion_model(tiny_corpus, tmp_path_factory):
         return write_model(tiny_corpus, folder / "model", tasks__names=["asr", "emo"], tasks__languages=[])
     finally:
         REGISTRY._outside = before
-        REGISTRY._order()
 
 
 @pytest.fixture(scope="module")

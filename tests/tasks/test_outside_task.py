@@ -29,10 +29,6 @@ def same_registry(monkeypatch):
     """Whatever a test registers is gone after it."""
     list(REGISTRY)  # entry points are read before
     monkeypatch.setattr(REGISTRY, "_outside", {})
-    REGISTRY._order()
-    yield
-    monkeypatch.undo()
-    REGISTRY._order()
 
 
 @pytest.fixture(scope="module")

@@ -97,9 +97,11 @@ class LanguageId(Task):
                 return [f"field 'language': {code!r} is not one of {', '.join(self.languages)} (tasks.languages)"]
             if len(meant) > 1:
                 return [f"field 'language': {code!r} may be {' or '.join(meant)}: expected one of them"]
-        if len({self.written(code) for code in codes} if self.languages else _apart(codes)) > 1:
-            return [f"field 'language': one cut, one language; found {', '.join(codes)}"]
-        return []
+        if self.languages:
+            same = len({self.written(code) for code in codes}) <= 1
+        else:
+            same = all(compatible_languages(code, codes[0]) for code in codes[1:])
+        return [] if same else [f"field 'language': one cut, one language; found {', '.join(codes)}"]
 
     def written(self, code: str) -> str:
         """Return the code that the model writes for a label: its matching language, else the plain language.
@@ -145,8 +147,3 @@ def _label_problem(language: Any) -> str:
     if not isinstance(language, str) or not language.strip():
         return f"expected a code such as 'fr'{because}{language!r}"
     return language_problem(language, registered=False).replace(", found ", because, 1)
-
-
-def _apart(codes: Sequence[str]) -> List[str]:
-    """Return the first code and those that are incompatible with it."""
-    return [code for code in codes if code == codes[0] or not compatible_languages(code, codes[0])]

@@ -142,7 +142,6 @@ class Registry(MutableMapping[str, Type[Task]]):
         self._outside: Dict[str, Type[Task]] = {}
         self.broken: Dict[str, str] = {}  # entry points that cannot be loaded: name -> reason
         self._complete = False
-        self._ordered: Dict[str, Type[Task]] = {}
 
     def _all(self) -> Dict[str, Type[Task]]:
         if not self._complete:
@@ -154,11 +153,7 @@ class Registry(MutableMapping[str, Type[Task]]):
                     self.broken[name] = f"{target} cannot be imported: {found}"
                 else:
                     self.broken[name] = f"{target} is no task of that name"
-            self._order()
-        return self._ordered
-
-    def _order(self) -> None:
-        self._ordered = {**BUILT_IN, **{name: self._outside[name] for name in sorted(self._outside)}}
+        return {**BUILT_IN, **dict(sorted(self._outside.items()))}
 
     def add(self, task: Type[Task]) -> None:
         """Add an external task (raises UserError if the name is invalid, or another task has it)."""
@@ -176,11 +171,9 @@ class Registry(MutableMapping[str, Type[Task]]):
     def __setitem__(self, name: str, task: Type[Task]) -> None:
         if name not in BUILT_IN:
             self._outside[name] = task
-            self._order()
 
     def __delitem__(self, name: str) -> None:
         del self._outside[name]
-        self._order()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._all())
