@@ -93,16 +93,15 @@ class PauseReader:
         Returns:
             (T, context size) int64, the newest token last; for an LSTM (T,), the `History` of all tokens.
         """
-        if self.states is not None:
-            kept = [(i, t) for i, t in zip(written.tokens, written.frames) if i != self.endpoint]
-            found = np.array(self._histories([i for i, _ in kept], history), dtype=object)
-            return found[np.searchsorted([t for _, t in kept], np.arange(frames), side="left")]
-        size = self.predictor.context_size
         kept = [(i, t) for i, t in zip(written.tokens, written.frames) if i != self.endpoint]
+        tokens = [i for i, _ in kept]
+        before = np.searchsorted([t for _, t in kept], np.arange(frames), side="left")
+        if self.states is not None:
+            return np.array(self._histories(tokens, history), dtype=object)[before]
+        size = self.predictor.context_size
         earlier = [i for i in history if i != self.endpoint][-size:]
-        tokens = np.array([*[self.predictor.blank_id] * size, *earlier, *(i for i, _ in kept)], dtype=np.int64)
-        before = np.searchsorted([t for _, t in kept], np.arange(frames), side="left") + size + len(earlier)
-        return tokens[before[:, None] + np.arange(-size, 0)]
+        every = np.array([*[self.predictor.blank_id] * size, *earlier, *tokens], dtype=np.int64)
+        return every[(before + size + len(earlier))[:, None] + np.arange(-size, 0)]
 
     def _histories(self, tokens: Sequence[int], history: Sequence[Any]) -> List[History]:
         """Return the U + 1 histories of an LSTM, with their states: before each of U tokens, and after the last."""

@@ -173,12 +173,12 @@ class Transcript:
     @property
     def text(self) -> str:
         """The plain words."""
-        return _text(self.words)
+        return text_of(self.words)
 
     @property
     def raw(self) -> str:
         """Words and task tokens as the model wrote them."""
-        return _text(self._sequence())
+        return text_of(self._sequence())
 
     @cached_property
     def spelled(self) -> Tuple[str, ...]:
@@ -296,7 +296,7 @@ class Transcript:
         """Return a line of hyps.jsonl (docs/decoding.md); keys of tasks that were not decoded are absent, not empty."""
         written = self._sequence()
         plain = [word for word in written if not word.is_task_token]
-        record: Dict[str, Any] = {"id": self.name, "text": _text(written)}
+        record: Dict[str, Any] = {"id": self.name, "text": text_of(written)}
         if self.tokens is not None:
             record.update(tokens=list(self.tokens), times=list(self.times))
         record["words"] = [word.to_dict(raw=True) for word in written]
@@ -427,7 +427,7 @@ class TranscriptReader:
         return Transcript(
             words=tuple(plain),
             marks=tuple(marks),
-            turns=tuple(Turn(n, _text(plain[a:b]), plain[a].start, plain[b - 1].end, a, b) for n, (a, b) in bounds),
+            turns=tuple(Turn(n, text_of(plain[a:b]), plain[a].start, plain[b - 1].end, a, b) for n, (a, b) in bounds),
             entities=_entities(answers, plain, mine.get("ner", ())),
             endpoints=tuple(ends[at] for at in answers.endpoints),
             language=answers.language,
@@ -496,7 +496,7 @@ def transcript_of_words(
 
 def span_record(words: Sequence[Word]) -> Dict[str, Any]:
     """Text, start and end of consecutive words (at least one), as in hyps.jsonl."""
-    return {"text": _text(words), "start": seconds(words[0].start), "end": seconds(words[-1].end)}
+    return {"text": text_of(words), "start": seconds(words[0].start), "end": seconds(words[-1].end)}
 
 
 def seconds(time: Optional[float]) -> float:
@@ -504,7 +504,8 @@ def seconds(time: Optional[float]) -> float:
     return round(time or 0.0, SECONDS_DIGITS)
 
 
-def _text(words: Sequence[Word]) -> str:
+def text_of(words: Sequence[Word]) -> str:
+    """The words with spaces between them."""
     return " ".join(word.text for word in words)
 
 
@@ -524,7 +525,7 @@ def _entities(answers: Answers, words: Sequence[Word], marks: Sequence[Mark]) ->
         known = [mark.confidence for mark in around if mark.confidence is not None]
         confidence = min(known, default=UNKNOWN)
         start, end = inside[0].start, inside[-1].end
-        found.append(Entity(_text(inside), entity.type, start, end, confidence, entity.start, entity.end))
+        found.append(Entity(text_of(inside), entity.type, start, end, confidence, entity.start, entity.end))
     return tuple(found)
 
 
