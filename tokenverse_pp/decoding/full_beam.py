@@ -111,11 +111,11 @@ class _Search:
             top = kept.score.amax(1, keepdim=True)
             kept, offset = kept._replace(score=kept.score - top, path=kept.path - top), offset + top
         final[: len(kept.score)] = (kept.score + offset).cpu().numpy()
-        found: List[List[Hypothesis]] = [[] for _ in self.lengths]
+        hypotheses: List[List[Hypothesis]] = [[] for _ in self.lengths]
         for i, k in np.argwhere(final > NEG_INF).tolist():
             trace = parent[:, i], tokens[:, i], values[:, i]
-            found[i].append(self._hypothesis(*trace, k, self.lengths[i], float(final[i, k])))
-        return found
+            hypotheses[i].append(self._hypothesis(*trace, k, self.lengths[i], float(final[i, k])))
+        return hypotheses
 
     def _hypothesis(
         self, parent: np.ndarray, tokens: np.ndarray, values: np.ndarray, slot: int, length: int, score: float

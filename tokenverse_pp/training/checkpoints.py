@@ -263,11 +263,6 @@ class Saver:
         texts = {**self._texts(), checkpoint.STATE: json.dumps(state, indent=1).encode()}
         checkpoint.write_folder(checkpoint.checkpoint_dir(self.exp_dir, progress.step), tensors, texts)
 
-    def retain(self) -> None:
-        """Delete the checkpoints that are no longer needed."""
-        t = self.config.training
-        retain(self.exp_dir, t.keep_last, max(t.keep_best, bool(t.patience)), t.best_by)
-
     def load(self, folder: Path, write: bool = True) -> Tuple[Progress, Dict[str, Any]]:
         """Load weights, optimiser, loss scale and running average from a verified checkpoint; return its state.
 
@@ -325,11 +320,8 @@ class Saver:
         else:
             weights = average(last)
         checkpoint.write_folder(self.exp_dir / "model", {checkpoint.WEIGHTS: weights}, self._texts())
-        return (
-            f"best by {t.best_by}: {', '.join(path.name for path in last)}"
-            if best
-            else "average of the last checkpoints"
-        )
+        names = ", ".join(path.name for path in last)
+        return f"best by {t.best_by}: {names}" if best else "average of the last checkpoints"
 
     def _texts(self) -> Dict[str, bytes]:
         """The other files of a model folder."""

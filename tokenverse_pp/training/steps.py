@@ -147,8 +147,9 @@ class Stepper:
         simple_mean, pruned_mean, ctc_mean = (value / frames for value in read[:3])
         loss = simple_scale * simple_mean + pruned_scale * pruned_mean + ctc_scale * ctc_mean
         bad_cuts: List[str] = []
-        if not all(map(math.isfinite, mine)):
-            bad_cuts = [cut_id for batch, losses in zip(batches, found) for cut_id in not_finite(losses, batch)]
+        for batch, losses in zip(batches, found) if not all(map(math.isfinite, mine)) else ():
+            each = (losses.simple + losses.pruned + losses.ctc).tolist()
+            bad_cuts += [cut_id for cut_id, value in zip(batch["cut_ids"], each) if not math.isfinite(value)]
         # Update.
         # The lattice has no gradient if no path has a finite score: a loss of NaN may come with finite gradients.
         skipped = not (math.isfinite(loss) and math.isfinite(norm))
@@ -188,12 +189,6 @@ def forward(model: nn.Module, batch: Batch, stored: bool) -> Losses:
     """Run the model on a batch."""
     inputs = (batch["inputs"], batch["lens"], batch["active"], batch["tokens"], batch["token_lens"])
     return model(*inputs, stored=stored, chunks=batch.get("chunks"))
-
-
-def not_finite(losses: Losses, batch: Batch) -> List[str]:
-    """The ids of the cuts of a batch whose loss is not finite."""
-    whole = losses.simple.detach() + losses.pruned.detach() + losses.ctc.detach()
-    return [cut_id for cut_id, loss in zip(batch["cut_ids"], whole.tolist()) if not math.isfinite(loss)]
 
 
 def cut_ids(batches: Sequence[Batch]) -> List[str]:
