@@ -62,13 +62,7 @@ class Unit(NamedTuple):
 
 
 def units_of(hypothesis: Hypothesis, pieces: Sequence[str], first_frame: int) -> List[Unit]:
-    """Split a window's hypothesis into units.
-
-    Args:
-        hypothesis: its frames count from the window's start.
-        pieces: pieces of the whole vocabulary.
-        first_frame: frame of the recording at which the window starts.
-    """
+    """Split the hypothesis of a window that starts at ``first_frame`` into units; ``pieces``: of the vocabulary."""
     tokens = hypothesis.tokens
     marks = [is_task_token(pieces[token]) for token in tokens]
     starts = [i for i, t in enumerate(tokens) if i == 0 or marks[i] or marks[i - 1] or pieces[t].startswith(SPACE)]
@@ -191,11 +185,9 @@ class Merger:
         return state
 
     def result(self, before: float = math.inf) -> Tuple[Tuple[int, ...], Tuple[int, ...], Tuple[float, ...]]:
-        """Tokens, frames and log-probabilities of the whole recording.
+        """Tokens, frames and log-probabilities of the whole recording, or of the units that end ``before`` a frame.
 
-        Args:
-            before: return only units that end before this frame. If the next window starts there, neither it nor later
-                ones change these units.
+        If the next window starts there, neither it nor later ones change these units.
         """
         kept = self._kept(before)
         return (

@@ -158,12 +158,7 @@ class PauseReader:
         return np.where(number > 0, -np.expm1(total - total[last]) if len(total) else total, 0.0)
 
     def read(self, encoder_out: Tensor, lens: Sequence[int], found: Sequence[Hypothesis]) -> List[np.ndarray]:
-        """`curve` of the best hypothesis of each utterance.
-
-        Args:
-            encoder_out: (N, T, C), padded.
-            lens: valid frames of each.
-        """
+        """`curve` of the best hypothesis of each utterance: encoder_out (N, T, C), with ``lens`` valid frames."""
         parts = self.remaining(encoder_out, lens, found)
         return [self.curve(Written(best.tokens, best.frames), part) for best, part in zip(found, parts)]
 
@@ -242,11 +237,7 @@ class PauseReader:
         return pauses, after
 
     def follow(self, one: Any, memory: PauseMemory) -> PauseMemory:
-        """Return a stream's memory after a chunk whose frames do not count: ``endp`` is not decoded there.
-
-        Args:
-            one: what the search found in the chunk.
-        """
+        """Return a stream's memory after a chunk, with ``one`` found, whose frames do not count (no ``endp``)."""
         settled_words, open_words = (
             [(token.id, token.frame) for token in part if self.is_word[token.id]] for part in (one.settled, one.open)
         )

@@ -65,14 +65,7 @@ def resolved(plugin: str) -> str:
 
 
 def import_plugin(plugin: str) -> List[Type[Task]]:
-    """Run a Python file, or import a module, and return the tasks that it defines.
-
-    Args:
-        plugin: a path (it ends in ``.py`` or has a slash), or the dotted name of an importable module.
-
-    Raises:
-        UserError: if it does not exist, cannot be imported, or defines no task.
-    """
+    """Run a Python file, or import a module, and return the tasks that it defines (raises UserError without any)."""
     try:
         module = _run_file(Path(resolved(plugin))) if is_file(plugin) else importlib.import_module(plugin)
     except FileNotFoundError as error:
@@ -192,10 +185,7 @@ def register(task: Type[Task]) -> Type[Task]:
 
 
 def load_plugins(names: Sequence[str]) -> List[str]:
-    """Register all tasks of files and modules; return ``names`` with absolute paths.
-
-    Args:
-        names: paths of Python files, or dotted names of modules.
+    """Register all tasks of files (paths) and modules (dotted names); return ``names`` with absolute paths.
 
     Raises:
         UserError: naming the file or module that is missing, cannot be imported, or defines no task.

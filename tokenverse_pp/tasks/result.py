@@ -384,11 +384,7 @@ class TranscriptReader:
     ) -> Transcript:
         """Build a transcript from tokens of a search (`words_of_tokens`), with numbers rounded as in hyps.jsonl.
 
-        Args:
-            score: score of the hypothesis.
-            duration: length of the audio in seconds.
-            name: name of the recording.
-            pauses: for each token the probability of an endpoint before the next word piece.
+        ``duration``: of the audio, in seconds. ``pauses``: see `Hypothesis.pauses`.
         """
         words = [word.rounded() for word in words_of_tokens(pieces, frames, log_probs, frame_shift, calibration)]
         times = tuple(round(frame * frame_shift, SECONDS_DIGITS) for frame in frames)
@@ -405,10 +401,8 @@ class TranscriptReader:
         """Build a transcript from words and task tokens in the order of writing.
 
         Args:
-            written: words and task tokens.
             duration: length of the audio in seconds; times are limited to it (the last frame may exceed it).
             others: fields of tasks from outside the package; by default from their `Task.record`.
-            fields: further fields of the transcript.
         """
         if duration is not None:
             fields["duration"] = duration = round(duration, 3)
@@ -453,13 +447,9 @@ class TranscriptReader:
 def pauses_of_tokens(
     pieces: Sequence[str], words: Sequence[Word], probabilities: Sequence[float], duration: float
 ) -> Tuple[Pause, ...]:
-    """The pause after each plain word.
+    """The pause after each plain word; the last ends with the audio.
 
-    Args:
-        pieces: text of each token.
-        words: words and task tokens of the pieces.
-        probabilities: see `Hypothesis.pauses`.
-        duration: length of the audio in seconds, where the last pause ends.
+    ``words``: words and task tokens of the pieces. ``probabilities``: see `Hypothesis.pauses`.
     """
     plain = [
         (word.within(duration), probabilities[stop - 1])
@@ -480,14 +470,9 @@ def transcript_of_words(
     name: str = "audio",
     tasks: Optional[TaskSet] = None,
 ) -> Transcript:
-    """`TranscriptReader.read` for tasks given by name.
+    """`TranscriptReader.read` for the names of the decoded tasks.
 
-    Args:
-        words: words and task tokens in the order in which they were written.
-        active: names of the tasks that were decoded.
-        duration: length of the audio in seconds.
-        name: name of the recording.
-        tasks: tasks of the model; by default the registered ones with the languages and types in ``words``.
+    ``tasks``: of the model; by default the registered ones, with the languages and types in ``words``.
     """
     known = tasks if tasks is not None else _tasks_of(words)
     decoded = known.subset([task for task in known.names if task in active])

@@ -233,11 +233,7 @@ class CutWithTurns(FixedTurns):
 
 
 def turns_of(cut: Cut) -> List[LabelledTurn]:
-    """The supervisions of a cut in time order.
-
-    Raises:
-        UserError: if a text is not a string (the cut was not validated).
-    """
+    """The supervisions of a cut in time order (raises UserError if a text is not a string: it was not validated)."""
     if not isinstance(cut, FixedTurns):
         return _find_turns(cut)
     if cut.turns is None:

@@ -108,11 +108,9 @@ class Stepper:
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
     def __call__(self, batches: Sequence[Batch], step: int, skipped: int = 0) -> StepResult:
-        """Forward, backward and update on this rank's batches.
+        """Forward, backward and update on this rank's batches, in the step with this number, from 0.
 
-        Args:
-            step: number of this step, from 0.
-            skipped: earlier steps that changed no weight; schedules do not count them.
+        ``skipped``: earlier steps that changed no weight; schedules do not count them.
         """
         c = self.config
         update = step - skipped

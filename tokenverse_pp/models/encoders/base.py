@@ -52,10 +52,7 @@ def zero_padding(x: Tensor, lens: Tensor) -> Tensor:
 def attention_bias(lens: Tensor, size: int, device: torch.device, seen: Optional[Tensor] = None) -> Optional[Tensor]:
     """Return the additive attention bias (N, 1, T, T) that masks padding, float32; None if nothing is masked.
 
-    Args:
-        lens: valid frames, (N,).
-        size: T.
-        seen: (T, T), true on the frames that each frame sees (`chunks.chunk_mask`).
+    ``lens``: valid frames, (N,). ``size``: T. ``seen``: (T, T), true on the frames that each frame sees (`chunk_mask`).
     """
     if seen is not None:
         return score_bias(length_mask(lens, size, device)[:, None, None, :] & seen, torch.float32)

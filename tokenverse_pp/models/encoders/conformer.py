@@ -30,14 +30,9 @@ from tokenverse_pp.models.encoders.wav2vec2 import Wav2Vec2Backbone
 
 
 def visible_keys(lens: Tensor, size: int, device: torch.device, seen: Optional[Tensor] = None) -> Optional[Tensor]:
-    """The keys that each frame sees, (N, 1, T, T) bool; None: all.
+    """The keys that each frame sees, (N, 1, T, T) bool, for lens (N,), T = size and ``seen`` (T, T) bool; None: all.
 
     Padded frames see all valid frames, as the softmax of an empty row would be NaN.
-
-    Args:
-        lens: valid frames, (N,).
-        size: T.
-        seen: (T, T) bool, the frames that each frame sees.
     """
     if seen is None and not is_padded(lens, size):
         return None
@@ -110,13 +105,7 @@ class SelfSupervisedLayer(ConformerLayer):
         mask: Optional[Tensor],
         grid: Optional[ChunkGrid],
     ) -> Tensor:
-        """X (N, T, C) -> (N, T, C).
-
-        Args:
-            bias: additive attention bias, (N, 1, T, T).
-            positions: output of the encoder's ``embed_positions``, if any.
-            mask: see `ConformerLayer.convolve`.
-        """
+        """X (N, T, C), additive bias (N, 1, T, T), output of ``embed_positions``, mask (N, T) -> (N, T, C)."""
         modules: Any = self
         x = modules.ffn1(modules.ffn1_layer_norm(x)) * 0.5 + x
         attention = {"attention_mask": bias, "relative_position_embeddings": positions}

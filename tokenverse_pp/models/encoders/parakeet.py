@@ -22,13 +22,7 @@ class FastConformerLayer(ConformerLayer):
     def forward(
         self, x: Tensor, seen: Optional[Tensor], positions: Tensor, mask: Tensor, grid: Optional[ChunkGrid]
     ) -> Tensor:
-        """X (N, T, C) -> (N, T, C).
-
-        Args:
-            seen: the keys that each frame sees, (N, 1, T, T) bool; None: all.
-            positions: relative positions, (N, 2T - 1, C).
-            mask: (N, T), true on valid frames.
-        """
+        """X (N, T, C), keys seen (N, 1, T, T), positions (N, 2T - 1, C), valid frames (N, T) -> (N, T, C)."""
         modules: Any = self
         x = x + 0.5 * modules.feed_forward1(modules.norm_feed_forward1(x))
         attention = {"attention_mask": seen, "position_embeddings": positions}
