@@ -98,10 +98,7 @@ class BeamTrace:
     score: np.ndarray
 
     def follow(self, before: np.ndarray, vocab_size: int) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Trace the hypothesis in each slot after the last frame back to the first frame.
-
-        Args:
-            before: (N, B), the scores before the first frame.
+        """Trace the hypothesis in each slot after the last frame back to the first; ``before`` (N, B): first scores.
 
         Returns:
             For each slot after the last frame: the tokens (T, N, B), what each added to the score (T, N, B), and the

@@ -250,8 +250,7 @@ def _encode(phrase: str, tokenizer: Tokenizer, languages: Sequence[str]) -> List
 def read_hotwords(path: Union[str, Path]) -> Tuple[Union[str, Tuple[str, float]], ...]:
     """Read phrases for `SearchOptions.hotwords`: a line is ``phrase`` or ``phrase TAB bonus``; empty lines are skipped.
 
-    Raises:
-        UserError: naming a line whose bonus is not a number above 0.
+    Raises UserError, naming a line whose bonus is not a number above 0.
     """
     found: List[Union[str, Tuple[str, float]]] = []
     for number, line in text_lines(path, "hotwords"):

@@ -114,11 +114,7 @@ class Calibration:
 
 
 def read_calibration(folder: Optional[Path]) -> Optional[Calibration]:
-    """Read the calibration of a model folder (such as `ModelBundle.folder`); None if it has none.
-
-    Raises:
-        UserError: for a file that is not a calibration.
-    """
+    """Read the calibration of a model folder; None if it has none (raises UserError for a file that is none)."""
     if folder is None or not (folder / CALIBRATION).is_file():
         return None
     try:

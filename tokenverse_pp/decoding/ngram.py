@@ -105,11 +105,7 @@ class Ngrams:
 
     @classmethod
     def load(cls, path: Path) -> Ngrams:
-        """Read what `save` wrote.
-
-        Raises:
-            OSError, ValueError, KeyError, zipfile.BadZipFile: if the file is missing or incomplete.
-        """
+        """Read what `save` wrote (raises OSError, ValueError, KeyError, zipfile.BadZipFile if it is incomplete)."""
         model = cls.__new__(cls)
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in ARRAYS}
@@ -339,12 +335,9 @@ def read_words(path: Path) -> Dict[str, float]:
 
 
 def ngrams_of_words(words: Sequence[Tuple[Sequence[int], float]], vocab_size: int, order: int = ORDER) -> Ngrams:
-    """Build a model from words, given as tokens with a frequency; at least one is needed.
+    """Build a model from words, at least one: the ids of each word's tokens, and how often it occurs.
 
-    Args:
-        words: ids of each word's tokens, and how often it occurs.
-        vocab_size: V; the model's tokens are these, then ``<s>`` and ``</s>``.
-        order: length of the longest n-grams.
+    The model's tokens are the V of the vocabulary, then ``<s>`` and ``</s>``. ``order``: length of the longest n-grams.
     """
     size = vocab_size + 2
     lengths = np.array([len(tokens) + 2 for tokens, _ in words])

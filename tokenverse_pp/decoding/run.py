@@ -120,11 +120,7 @@ def decode_all(
 
 
 def check_same(world: DistributedContext, run: str, cuts: Sequence[Cut]) -> None:
-    """Check that all processes have the same cuts, and the same model and options (`run_digest`).
-
-    Raises:
-        UserError: in all processes, naming a machine that differs.
-    """
+    """Check that all processes have the same cuts, model and options (raises UserError in all, naming a machine)."""
     ids = hashlib.sha256(json.dumps([cut.id for cut in cuts]).encode()).hexdigest()
     (first, *expected), *others = world.gather((socket.gethostname(), run, ids))
     for host, *found in others:

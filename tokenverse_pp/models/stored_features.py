@@ -216,8 +216,7 @@ class StoringJob:
     def start(self, config: EncoderConfig, threads: int, run: str) -> Callable[[Sequence[Cut]], Dict[str, Any]]:
         """Load the encoder in a cluster worker; return a function from a batch to its result as plain JSON.
 
-        Raises:
-            UserError: `digest` differs from ``run``, the digest of the command.
+        Raises UserError if `digest` differs from ``run``, the digest of the command.
         """
         if self.digest(config) != run:
             raise UserError(f"{config.name}: on {socket.gethostname()} it differs from that of the command")

@@ -251,11 +251,7 @@ class Transcript:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Transcript:
-        """The inverse of `to_dict`; unknown keys are ignored.
-
-        Raises:
-            UserError: naming the field that is missing or has the wrong type.
-        """
+        """The inverse of `to_dict`; unknown keys are ignored (raises UserError, naming a wrong or missing field)."""
         if not isinstance(data, Mapping):
             raise UserError(f"transcript: expected an object, found {data!r:.60}")
 

@@ -119,8 +119,7 @@ def make_inputs(
 def longest_seconds(config: Config, encoder: Encoder) -> float:
     """Return the longest duration of a cut: ``data.max_seconds``, or the encoder's limit if that is lower.
 
-    Raises:
-        UserError: the encoder cannot run in the chunks of ``model.streaming``.
+    Raises UserError if the encoder cannot run in the chunks of ``model.streaming``.
     """
     s, limit = config.model.streaming, encoder.backbone.max_samples
     for chunks in (ChunkOptions(ms, strict=s.strict) for ms in s.chunk_ms if ms):

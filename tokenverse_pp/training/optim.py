@@ -34,7 +34,6 @@ def parameter_groups(
     Biases, norms and the tables of task vectors have no weight decay.
 
     Args:
-        model: its parameters that require gradients are used.
         pretrained: name prefixes of pretrained parameters.
         undecayed: names of other parameters without weight decay.
         top: see `layers_below_top`.

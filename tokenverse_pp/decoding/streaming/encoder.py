@@ -106,18 +106,12 @@ class StreamingEncoder:
     def step(
         self, chunks: Sequence[Tensor], states: Sequence[StreamState], last: Sequence[bool]
     ) -> Tuple[List[Tensor], List[StreamState]]:
-        """Encode one chunk of each stream.
+        """Encode one chunk of each stream; return the output (T_i, C) of each, and the new states.
 
         Args:
-            chunks: (S_i,) float32 at 16 kHz: exactly ``chunk_samples``, fewer (or none) only if ``last``.
+            chunks: (S_i,) float32 at 16 kHz: exactly ``chunk_samples`` (else ValueError), fewer (or none) if ``last``.
             states: from `start` or the previous step; they are not changed.
             last: whether the stream ends with this chunk.
-
-        Returns:
-            Output (T_i, C) of each, and the new states.
-
-        Raises:
-            ValueError: for a chunk of another length.
         """
         groups: Dict[Tuple[int, bool, bool, bool], List[int]] = {}
         for row, (chunk, state, ends) in enumerate(zip(chunks, states, last)):
@@ -156,11 +150,7 @@ def trim_windows(state: State, stages: Sequence[Stage]) -> State:
 
 
 def stages_of(transducer: Transducer, options: ChunkOptions, registers: int) -> List[Stage]:
-    """Return the encoder of a transducer as stages, with ``registers`` register frames.
-
-    Raises:
-        UserError: for an encoder that cannot be streamed.
-    """
+    """Return the encoder of a transducer as stages, with ``registers`` register frames (raises UserError)."""
     encoder = transducer.encoder
     if not isinstance(encoder, (FinetuneEncoder, FrozenEncoder, SplitEncoder)):
         raise UserError(f"streaming: {type(encoder).__name__} cannot be streamed")

@@ -305,8 +305,7 @@ class StreamingTranscriber:
     def close(self, stream: Stream) -> List[Event]:
         """Close a stream: its remaining audio is transcribed, all tokens become final, and the last event is ``end``.
 
-        Raises:
-            UserError: if the stream is closed already.
+        Raises UserError if the stream is closed already.
         """
         stream.check_open(self)
         found = self._step([stream], [stream.waiting], last=True)[0]

@@ -30,8 +30,7 @@ def length_mask(lens: Tensor, size: int, device: Optional[torch.device] = None) 
     lens [3, 1], size 4 ->  [[1, 1, 1, 0],
                              [1, 0, 0, 0]]
 
-    The result is on ``device``, by default that of ``lens``. Keep lengths on the CPU, where reading them does not wait
-    for a GPU.
+    On ``device``, by default that of ``lens``. Keep lengths on the CPU, where reading them does not wait for a GPU.
     """
     lens = lens.to(device or lens.device, non_blocking=True)
     return torch.arange(size, device=lens.device) < lens.unsqueeze(1)
@@ -197,11 +196,7 @@ class Encoder(nn.Module, ABC):
         """
 
     def grid(self, chunks: ChunkOptions) -> ChunkGrid:
-        """The chunks at the seam.
-
-        Raises:
-            UserError: the chunk is not a whole number of frames, or the encoder cannot run in chunks.
-        """
+        """The chunks at the seam; UserError if a chunk is no whole number of frames, or the encoder takes no chunks."""
         return self.backbone.grid(chunks, self.stack)
 
     @abstractmethod

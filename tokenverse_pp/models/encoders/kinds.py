@@ -481,13 +481,9 @@ def merge_lora(backbone: nn.Module) -> None:
 
 
 def build_encoder(config: EncoderConfig, foreign: bool = False) -> Encoder:
-    """Load the pretrained encoder and build both halves according to ``config``.
+    """Load the pretrained encoder and build both halves according to ``config``; ``foreign``: see `load_backbone`.
 
-    Args:
-        foreign: the name comes from a model folder, not from the user (see `load_backbone`).
-
-    Raises:
-        UserError: unknown name, folder or family, incomplete weights, or a value out of range.
+    Raises UserError for an unknown name, folder or family, incomplete weights, or a value out of range.
     """
     backbone = load_backbone(config, foreign)
     config.validate(len(backbone.layers))

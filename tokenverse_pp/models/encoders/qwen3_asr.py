@@ -19,11 +19,7 @@ STRIDE = 8  # of three convolutions
 
 
 class Qwen3Layer(nn.Module):
-    """A layer of ``Qwen3ASREncoder`` for padded batches; transformers' layer takes packed frames.
-
-    Args:
-        layer: transformers' layer; its modules keep their names.
-    """
+    """A layer of ``Qwen3ASREncoder`` for padded batches; transformers' takes packed ones. Modules keep their names."""
 
     def __init__(self, layer: Any) -> None:
         super().__init__()
