@@ -91,6 +91,12 @@ class Ngrams:
         self.states = len(self.suffix)
         single = self.log_prob[: self.first[1]]
         self.lowest = float(single[np.isfinite(single)].min())
+        # Each state or, where nothing follows it and backing off is free, its longest suffix with the same predictions.
+        idle = (self.first[:-1] == self.first[1:]) & (self.back_off == 0)
+        idle[0] = False
+        self.useful = np.arange(self.states)
+        while idle[self.useful].any():
+            self.useful = np.where(idle[self.useful], self.suffix[self.useful], self.useful)
         self.start = self.advance(0, self.begin)
 
     def save(self, path: Path) -> None:
@@ -120,16 +126,10 @@ class Ngrams:
             low, high = self.first[state], self.first[state + 1]
             at = low + int(np.searchsorted(self.token[low:high], token))
             if at < high and self.token[at] == token:
-                return self._useful(at + 1)
+                return int(self.useful[at + 1])
             if state == 0:
                 return 0
             state = int(self.suffix[state])
-
-    def _useful(self, state: int) -> int:
-        """The state or, if nothing follows it and backing off is free, its longest suffix with the same predictions."""
-        while state and self.first[state] == self.first[state + 1] and self.back_off[state] == 0:
-            state = int(self.suffix[state])
-        return state
 
     def row(self, state: int) -> np.ndarray:
         """log P(token | state) of every token, (size,) float64; unknown tokens are as rare as the rarest."""

@@ -102,7 +102,7 @@ def _guarded(name: str, check: Check, advice: str = "") -> Check:
     try:
         return (yield from check)
     except Exception as error:  # libraries and drivers raise errors of any type
-        yield Finding(name, "failed", one_line(error) or type(error).__name__, advice)
+        yield Finding(name, "failed", one_line(error), advice)
 
 
 def check_torch() -> Check:

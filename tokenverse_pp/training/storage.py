@@ -329,7 +329,7 @@ class RemoteRun:
         except OSError as error:
             self._problem = UserError(f"{self.folder}: cannot be read: {error}")
         except Exception as error:  # otherwise nobody would see what a library raises in this thread
-            self._problem = UserError(f"{self.url}: {one_line(error) or type(error).__name__}")
+            self._problem = UserError(f"{self.url}: {one_line(error)}")
 
     def _upload_changed(self, names: List[str]) -> None:
         """Upload changed files, a folder's checksums last; then delete remote checkpoints that are no longer here."""

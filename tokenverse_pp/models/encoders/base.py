@@ -199,9 +199,9 @@ class Encoder(nn.Module, ABC):
         """The chunks at the seam; UserError if a chunk is no whole number of frames, or the encoder takes no chunks."""
         return self.backbone.grid(chunks, self.stack)
 
-    @abstractmethod
     def lookahead_ms(self, chunks: ChunkOptions) -> float:
         """How far a frame can see beyond the end of its chunk, in whole chunks; 0 if ``chunks.strict``."""
+        return 1000 * self.backbone.lookahead(self.grid(chunks), self.highest_layer) * self.frame_shift
 
     def feature_lens(self, lens: Tensor) -> Tensor:
         """Samples -> frames at the seam."""

@@ -268,10 +268,6 @@ class FinetuneEncoder(Encoder):
         (x,) = self.backbone.transform(features, lens, grid=None if chunks is None else self.grid(chunks))
         return stack_frames(zero_padding(x, lens), lens, self.stack)
 
-    def lookahead_ms(self, chunks: ChunkOptions) -> float:
-        """See Encoder; the right context of the backbone's convolutions."""
-        return 1000 * self.backbone.lookahead(self.grid(chunks), self.highest_layer) * self.frame_shift
-
 
 class ContextEncoder(Encoder):
     """A frozen first half, whose features can be stored; the second half ends in stacking and a context network.
@@ -308,10 +304,9 @@ class ContextEncoder(Encoder):
         return self.context(x, lens, None if grid is None else grid.stacked(self.stack)), lens
 
     def lookahead_ms(self, chunks: ChunkOptions) -> float:
-        """See Encoder; the right context of the context network's and the backbone's convolutions."""
-        grid = self.grid(chunks)
-        frames = self.context.lookahead(grid.stacked(self.stack)) * self.stack
-        return 1000 * (frames + self.backbone.lookahead(grid, self.highest_layer)) * self.frame_shift
+        """See Encoder; the context network's convolutions see more."""
+        frames = self.context.lookahead(self.grid(chunks).stacked(self.stack)) * self.stack
+        return super().lookahead_ms(chunks) + 1000 * frames * self.frame_shift
 
 
 class FrozenEncoder(ContextEncoder):
@@ -441,13 +436,8 @@ FEED_FORWARD = (
 def add_lora(backbone: Backbone, config: EncoderConfig, first: int = 0, last: Optional[int] = None) -> None:
     """Freeze a backbone and add adapters to its matrices (``config.lora_*``); initially the output is unchanged.
 
-    Args:
-        backbone: any family but WavLM, whose attention uses the weights of its projections directly.
-        first: index of the lowest layer with adapters.
-        last: one more than the index of the highest; None: all layers from ``first`` on.
-
-    Raises:
-        UserError: peft is missing, the model is WavLM, or no layer is left.
+    Layers ``first`` to ``last`` (exclusive; None: all above) get adapters. Raises UserError if peft is missing, for
+    WavLM, whose attention uses the weights of its projections directly, or if no layer is left.
     """
     with needing("--model.encoder.lora_rank: needs peft", "lora"):
         from peft import LoraConfig, inject_adapter_in_model
