@@ -307,12 +307,7 @@ def decode_long(
     from tokenverse_pp.decoding.recognizer import Recognizer  # imports this module
 
     decoding = DecodeOptions(
-        options or SearchOptions(),
-        active.names,
-        precision=precision,
-        window=window,
-        overlap=overlap,
-        inactive=inactive,
+        options or SearchOptions(), active.names, precision=precision, window=window, overlap=overlap, inactive=inactive
     )
     cut = open_audio(audio).cut if isinstance(audio, (str, Path)) else audio
     return Recognizer(loaded, decoding, weights).recognize_long(cut, batch)

@@ -68,12 +68,7 @@ class PauseReader:
     """
 
     def __init__(
-        self,
-        predictor: Predictor,
-        joiner: Joiner,
-        options: SearchOptions,
-        pieces: Sequence[str],
-        endpoint: int,
+        self, predictor: Predictor, joiner: Joiner, options: SearchOptions, pieces: Sequence[str], endpoint: int
     ):
         self.predictor, self.joiner, self.options, self.endpoint = predictor, joiner, options, endpoint
         self.states: Optional[PredictorStates] = None
@@ -196,11 +191,7 @@ class PauseReader:
         return replace(best, frames=tuple(frames), log_probs=tuple(log_probs))
 
     def step(
-        self,
-        outs: Sequence[Tensor],
-        first_frames: Sequence[int],
-        found: Sequence[Any],
-        memories: Sequence[PauseMemory],
+        self, outs: Sequence[Tensor], first_frames: Sequence[int], found: Sequence[Any], memories: Sequence[PauseMemory]
     ) -> Tuple[List[Optional[float]], List[PauseMemory]]:
         """Return the pauses of streams after their next chunks.
 

@@ -58,10 +58,7 @@ class OperatingPoint:
 
 
 def firing_times(
-    pauses: Sequence[ScoredPause],
-    thresholds: Sequence[float],
-    delay: float = 0.0,
-    timeout: float = math.inf,
+    pauses: Sequence[ScoredPause], thresholds: Sequence[float], delay: float = 0.0, timeout: float = math.inf
 ) -> np.ndarray:
     """Seconds after the end of speech at which each policy fires, even if speech has resumed: (thresholds, pauses).
 

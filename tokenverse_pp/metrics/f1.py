@@ -13,10 +13,7 @@ ROUNDING = 1e-6  # seconds: 1.1 + 0.25 is not 1.35 in binary
 
 
 def count_aligned(
-    ref_words: Sequence[str],
-    ref_positions: Sequence[int],
-    hyp_words: Sequence[str],
-    hyp_positions: Sequence[int],
+    ref_words: Sequence[str], ref_positions: Sequence[int], hyp_words: Sequence[str], hyp_positions: Sequence[int]
 ) -> int:
     """The number of tokens that match between reference and hypothesis once their words are aligned.
 

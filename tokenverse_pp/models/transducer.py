@@ -251,12 +251,7 @@ class Transducer(nn.Module):
         return [vectors for vectors in (self.feature_vectors, self.encoder_vectors) if vectors is not None]
 
     def encode(
-        self,
-        inputs: Tensor,
-        lens: Tensor,
-        active: Tensor,
-        stored: bool = False,
-        chunks: Optional[ChunkOptions] = None,
+        self, inputs: Tensor, lens: Tensor, active: Tensor, stored: bool = False, chunks: Optional[ChunkOptions] = None
     ) -> Tuple[Tensor, Tensor]:
         """Audio or stored features -> encoder output, without the frames of ``vectors.registers``.
 

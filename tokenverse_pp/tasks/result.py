@@ -460,11 +460,7 @@ def pauses_of_tokens(
 
 
 def transcript_of_words(
-    words: Sequence[Word],
-    active: Sequence[str],
-    duration: float,
-    name: str = "audio",
-    tasks: Optional[TaskSet] = None,
+    words: Sequence[Word], active: Sequence[str], duration: float, name: str = "audio", tasks: Optional[TaskSet] = None
 ) -> Transcript:
     """`TranscriptReader.read` for the names of the decoded tasks.
 
