@@ -84,14 +84,10 @@ def select(
     inactive: Inactive,
     languages: Optional[Sequence[str]] = None,
 ) -> Selection:
-    """Determine what is decoded for the requested tasks.
+    """Determine what is decoded for the requested tasks; ``languages``: those that may be written, if restricted.
 
-    Args:
-        languages: those that may be written, if they are restricted.
-
-    Raises:
-        UserError: for a task that the model does not know, for languages without the task ``lid``, and for a wrong
-            ``inactive``, which Python does not check.
+    Raises UserError for a task that the model does not know, for languages without the task ``lid``, and for a wrong
+    ``inactive``, which Python does not check.
     """
     active = tasks.chosen(names)
     if inactive not in get_args(Inactive):

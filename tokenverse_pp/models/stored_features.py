@@ -58,10 +58,7 @@ def check_origin(cut: Cut, config: EncoderConfig) -> None:
 def check_features(cut: Cut, config: EncoderConfig, keys: Iterable[str]) -> None:
     """Check that a cut has stored features of the configuration's encoder under all ``keys``, and that they exist.
 
-    Files are looked up, not read; other storage is not looked up.
-
-    Raises:
-        UserError: naming the cut and the key or file.
+    Files are looked up, not read; other storage is not. Raises UserError, naming the cut and the key or file.
     """
     check_origin(cut, config)
     for key in keys:

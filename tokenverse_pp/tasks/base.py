@@ -120,9 +120,7 @@ class Task(ABC):
     def record(self, transcript: Answers, words: Sequence[Word], marks: Sequence[Mark]) -> Dict[str, Any]:
         """Return the fields of an external task in a line of hyps.jsonl: by default its tokens with their times.
 
-        Args:
-            transcript: has the task's answer, and the words of ``words`` without times.
-            marks: the task's own tokens.
+        ``transcript``: has the task's answer, and ``words`` without times. ``marks``: the task's own tokens.
         """
         return {self.name: [{"token": mark.token, "time": seconds(mark.time)} for mark in marks]}
 

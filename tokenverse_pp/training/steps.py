@@ -250,10 +250,8 @@ def scan(
 ) -> List[str]:
     """Run the largest batches forward and backward; return a line for each, with its peak memory.
 
-    Weights, buffers and the random numbers of later steps do not change.
-
-    Raises:
-        UserError: naming the cuts of the first batch that does not fit into memory.
+    Weights, buffers and the random numbers of later steps do not change. Raises UserError, naming the cuts of the first
+    batch that does not fit into memory.
     """
     lines = []
     with unchanged_buffers(model):

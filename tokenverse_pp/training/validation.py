@@ -36,15 +36,15 @@ from tokenverse_pp.training.steps import to_device
 log = logging.getLogger(__name__)
 
 
+@dataclasses.dataclass(frozen=True)
 class ChunkDraw:
     """Draws chunk size, left context and sinks, each uniformly from its list.
 
     The draw depends only on seed, epoch and the cuts of the batch: a resumed run repeats it, and ranks may differ.
     """
 
-    def __init__(self, config: StreamingConfig, seed: int = 0):
-        self.config = config
-        self.seed = seed
+    config: StreamingConfig
+    seed: int = 0
 
     def __call__(self, cut_ids: Sequence[str], epoch: int) -> Optional[ChunkOptions]:
         """The chunks of a batch, or None for full context."""
