@@ -142,10 +142,7 @@ class InOrder(Constraint):
 
     So no token comes twice in a row; a front token comes once, before everything else; and closing tokens, endpoints
     and speaker changes, which follow a word, do not come before the first word. The state is whether there was a word,
-    and the place of the last task token after it.
-
-    Args:
-        places: for each symbol its (rank, index of its task).
+    and the place of the last task token after it. ``places``: for each symbol its (rank, index of its task).
     """
 
     start: Tuple[bool, Place] = (False, NOWHERE)

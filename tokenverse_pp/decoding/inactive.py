@@ -25,15 +25,10 @@ if TYPE_CHECKING:
 
 
 class Selection(NamedTuple):
-    """What is decoded for a set of requested tasks.
+    """What is decoded for a set of requested tasks."""
 
-    Args:
-        decoded: the tasks that are active in encoder and search.
-        removed: ids of the tokens that are removed from the result of the search.
-    """
-
-    decoded: Tuple[str, ...]
-    removed: FrozenSet[int]
+    decoded: Tuple[str, ...]  # the tasks that are active in encoder and search
+    removed: FrozenSet[int]  # ids of the tokens that are removed from the result of the search
 
 
 def inactive_of(loaded: ModelBundle, wanted: Optional[Inactive] = None) -> Inactive:

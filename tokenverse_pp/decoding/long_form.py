@@ -109,12 +109,7 @@ def matches(left: Sequence[Unit], right: Sequence[Unit], tolerance: int) -> List
 
 @dataclass
 class Merger:
-    """Merges the windows of a recording, which are added in order.
-
-    Args:
-        pieces: pieces of the whole vocabulary.
-        frame_shift: seconds per encoder output frame.
-    """
+    """Merges the windows of a recording, which are added in order; ``frame_shift``: seconds per output frame."""
 
     pieces: Sequence[str]
     tasks: TaskSet

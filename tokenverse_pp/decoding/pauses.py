@@ -120,14 +120,9 @@ class PauseReader:
         return torch.stack([state[0, -1] for state in states]), rows
 
     def log_remaining(self, encoder_out: Tensor, contexts: np.ndarray) -> np.ndarray:
-        """Compute log(1 - h) of all frames, with one synchronisation with the device.
+        """Compute log(1 - h) of all frames, (T,) float64, with one synchronisation with the device.
 
-        Args:
-            encoder_out: (T, C), of one utterance or of several concatenated.
-            contexts: (T, ..), see `contexts`.
-
-        Returns:
-            (T,) float64, at most 0.
+        ``encoder_out``: (T, C), of one utterance or of several concatenated. ``contexts``: (T, ..), see `contexts`.
         """
         if not len(contexts):
             return np.zeros(0)

@@ -318,12 +318,7 @@ class Transducer(nn.Module):
         return Losses(simple, pruned, self._ctc_loss(out, lens, tensors[5], token_lens), lens)
 
     def token_log_probs(self, out: Tensor, lens: Tensor, tokens: Tensor, token_lens: Tensor) -> Tensor:
-        """Expected log-probability (N, U) of each target token (`tokenverse_pp.losses.entry`), in nats.
-
-        Args:
-            out, lens: output of `encode`, (N, T', C) and (N,).
-            tokens, token_lens: see `forward`.
-        """
+        """Expected log-probability (N, U) of each target token (`tokenverse_pp.losses.entry`), see `losses`."""
         tensors, options = self._loss_arguments(out, lens, tokens, token_lens)
         return token_log_probs(*tensors, **options)
 

@@ -98,9 +98,8 @@ STOPPED = 128 + signal.SIGTERM  # exit code of a run stopped by a signal, which 
 class Watch:
     """Watches the other ranks from a thread.
 
-    Args:
-        store: a connection to the key-value store, used only by this object.
-        patience: seconds without a heartbeat after which a rank counts as dead.
+    ``store``: its own connection to the key-value store. ``patience``: seconds without a heartbeat after which a rank
+    counts as dead.
     """
 
     def __init__(self, store: Any, rank: int, size: int, patience: float, leave: Callable[[str], None]):

@@ -98,8 +98,7 @@ class Trainer:
     def run(self, stop: Optional[StopRequest] = None) -> Optional[Path]:
         """Train until the last step or epoch; return the folder of the averaged model.
 
-        Args:
-            stop: if it asks any rank to stop, all ranks save a checkpoint after the step, and return None.
+        If ``stop`` asks any rank to stop, all ranks save a checkpoint after the step, and return None.
         """
         try:
             with stop or StopRequest() as self.stop:
