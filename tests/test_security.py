@@ -65,7 +65,6 @@ def emotion_model(tiny_corpus, tmp_path_factory):
         return write_model(tiny_corpus, folder / "model", tasks__names=["asr", "emo"], tasks__languages=[])
     finally:
         REGISTRY._outside = before
-        REGISTRY._order()
 
 
 @pytest.fixture(scope="module")

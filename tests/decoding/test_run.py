@@ -14,7 +14,7 @@ from tokenverse_pp.base.engine import Parts
 from tokenverse_pp.base.options import DecodeOptions, SearchOptions
 from tokenverse_pp.data.audio.inputs import cut_of_samples
 from tokenverse_pp.data.distributed import DistributedContext
-from tokenverse_pp.decoding.run import batch_digest, collect, run_digest, share
+from tokenverse_pp.decoding.run import batch_digest, run_digest, share
 from tokenverse_pp.models.bundle import load_model
 
 
@@ -41,9 +41,9 @@ def test_a_file_cut_anywhere_keeps_its_whole_lines_and_goes_on(tmp_path_factory,
     found = Parts(folder).read()
     assert {key: Parts(folder).line(place) for key, place in Parts(folder).places().items()} == found
     assert sorted(found) == sorted([*"abc"[: len(whole)], *"def"])
-    done = collect(found, ["d", "f"])
-    assert [record["id"] for record in done.records] == ["d é\u2028", "f é\u2028"]
-    assert done.records[0]["score"] == 0.1 + 0.2 and done.failures == [{"id": "no d"}, {"id": "no f"}]
+    for key in "df":
+        assert found[key]["records"] == [{"id": f"{key} é\u2028", "score": 0.1 + 0.2}]
+        assert found[key]["failures"] == [{"id": f"no {key}"}]
 
 
 def test_foreign_lines_are_passed_over(tmp_path):

@@ -42,6 +42,16 @@ def by_name(output):
     return found
 
 
+def returned(check):
+    """The findings of a check, and what it returns."""
+    findings = []
+    while True:
+        try:
+            findings.append(next(check))
+        except StopIteration as end:
+            return findings, end.value
+
+
 def test_a_run_that_works(tiny_corpus, tmp_path, quick):
     config = config_file(tiny_corpus, tmp_path)
     result = run_ok("doctor", "--config", config, "--data.max_cuts", 3, "--gpus", 8)
@@ -102,18 +112,16 @@ def test_disk_of_a_run_with_a_url_is_that_of_its_working_folder(tmp_path, monkey
 
 def test_slow_loader_gets_a_number_of_workers(tiny_corpus, tmp_path, monkeypatch):
     config = parse_config(toy_options(tiny_corpus, tmp_path, data__max_cuts=2))
-    parts = []
-    assert [finding.verdict for finding in make_parts(config, CPU, parts)] == ["ok"]
-    rates = []
-    list(check_memory(config, *parts[0], CPU, 1, rates))
-    assert len(rates) == 1 and rates[0] > 0
-    (fast,) = check_loader(config, parts[0][1], 1e-6)
+    findings, (model, inputs) = returned(make_parts(config, CPU))
+    assert [finding.verdict for finding in findings] == ["ok"]
+    assert returned(check_memory(config, model, inputs, CPU, 1))[1] > 0
+    (fast,) = check_loader(config, inputs, 1e-6)
     assert fast.verdict == "ok"
-    (slow,) = check_loader(config, parts[0][1], 1e9)
+    (slow,) = check_loader(config, inputs, 1e9)
     assert slow.verdict == "warning" and "too few cores" in slow.advice
     speed = float(slow.found.split()[0])
     monkeypatch.setattr(doctor.os, "cpu_count", lambda: 10**6)
-    (some,) = check_loader(config, parts[0][1], 1000 * speed)
+    (some,) = check_loader(config, inputs, 1000 * speed)
     assert some.advice.startswith("set --data.num_workers ")
 
 

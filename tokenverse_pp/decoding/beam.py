@@ -17,7 +17,7 @@ sequences collide with probability 2**-63 per pair: about once in 10**12 hours o
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, List, NamedTuple, Optional, Sequence, Tuple, TypeVar
+from typing import Any, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -26,10 +26,9 @@ from torch import Tensor
 from tokenverse_pp.base.options import SearchOptions
 from tokenverse_pp.decoding.constraints import NEG_INF
 from tokenverse_pp.decoding.hypothesis import Hypothesis
-from tokenverse_pp.decoding.scorer import BatchConstraints, Scorer
+from tokenverse_pp.decoding.scorer import Array, BatchConstraints, Scorer
 from tokenverse_pp.losses.devices import triton_kernels
 
-Array = TypeVar("Array", Tensor, np.ndarray)
 HASH_FACTOR = 0x5851F42D4C957F2D  # Knuth's MMIX multiplier, odd
 
 
@@ -99,10 +98,7 @@ class BeamTrace:
     score: np.ndarray
 
     def follow(self, before: np.ndarray, vocab_size: int) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Trace the hypothesis in each slot after the last frame back to the first frame.
-
-        Args:
-            before: (N, B), the scores before the first frame.
+        """Trace the hypothesis in each slot after the last frame back to the first; ``before`` (N, B): first scores.
 
         Returns:
             For each slot after the last frame: the tokens (T, N, B), what each added to the score (T, N, B), and the

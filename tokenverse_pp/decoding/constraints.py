@@ -83,11 +83,8 @@ def compile_constraints(
 ) -> Constraints:
     """Compile constraints into one.
 
-    Args:
-        each: the constraints; a symbol must be allowed by all of them.
-        symbol_ids: the special tokens and their ids; every other id but the blank is an ordinary piece.
-        vocab_size: V, blank included.
-        blank_id: id of the blank, which is always allowed and never changes a state.
+    A symbol must be allowed by all of ``each``. ``symbol_ids`` are those of the special tokens; every other id below
+    ``vocab_size`` but the blank's is an ordinary piece. The blank is always allowed, and never changes a state.
     """
     special = set(symbol_ids.values())
     ids: Dict[Optional[str], List[int]] = {symbol: [i] for symbol, i in symbol_ids.items()}
@@ -145,10 +142,7 @@ class InOrder(Constraint):
 
     So no token comes twice in a row; a front token comes once, before everything else; and closing tokens, endpoints
     and speaker changes, which follow a word, do not come before the first word. The state is whether there was a word,
-    and the place of the last task token after it.
-
-    Args:
-        places: for each symbol its (rank, index of its task).
+    and the place of the last task token after it. ``places``: for each symbol its (rank, index of its task).
     """
 
     start: Tuple[bool, Place] = (False, NOWHERE)

@@ -188,12 +188,8 @@ class ContextGraph(FusionScorer):
         """
         if self.states * self.vocab_size > TABLE_NUMBERS:
             return None
-        if device not in self._tables:
-            gains, after = self._dense()
-            self._tables[device] = torch.from_numpy(gains).to(device), torch.from_numpy(after).to(device)
-        return self._tables[device]
-
-    def _dense(self) -> Tuple[np.ndarray, np.ndarray]:
+        if device in self._tables:
+            return self._tables[device]
         after = np.zeros((self.states, self.vocab_size), dtype=np.int32)
         queue = [0]
         for state in queue:  # breadth first: the row of a suffix is complete
@@ -207,7 +203,8 @@ class ContextGraph(FusionScorer):
         idle = np.flatnonzero(self.idle)
         gains[:, idle], gains[:, self.blank_id] = self.length_bonus, 0.0
         after[:, [*idle, self.blank_id]] = np.arange(self.states)[:, None]
-        return gains.astype(np.float32), after
+        self._tables[device] = torch.from_numpy(gains).float().to(device), torch.from_numpy(after).to(device)
+        return self._tables[device]
 
 
 def hotword_phrases(options: SearchOptions, tokenizer: Tokenizer, languages: Sequence[str] = ()) -> List[Phrase]:
@@ -250,8 +247,7 @@ def _encode(phrase: str, tokenizer: Tokenizer, languages: Sequence[str]) -> List
 def read_hotwords(path: Union[str, Path]) -> Tuple[Union[str, Tuple[str, float]], ...]:
     """Read phrases for `SearchOptions.hotwords`: a line is ``phrase`` or ``phrase TAB bonus``; empty lines are skipped.
 
-    Raises:
-        UserError: naming a line whose bonus is not a number above 0.
+    Raises UserError, naming a line whose bonus is not a number above 0.
     """
     found: List[Union[str, Tuple[str, float]]] = []
     for number, line in text_lines(path, "hotwords"):

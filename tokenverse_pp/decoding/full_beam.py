@@ -13,7 +13,6 @@ modified beam search; with a growing number it approaches the transducer of Grav
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
@@ -31,8 +30,7 @@ def full_beam_search(
     scorer: Scorer, lengths: Sequence[int], options: SearchOptions, constraints: Optional[BatchConstraints]
 ) -> List[List[Hypothesis]]:
     """Decode utterances sorted by length, longest first (see `search_frames`)."""
-    trace = _Search(scorer, lengths, options, constraints).run()
-    return _read_back(trace, scorer, lengths, options)
+    return _Search(scorer, lengths, options, constraints).run()
 
 
 class _Set(NamedTuple):
@@ -64,16 +62,6 @@ class _Set(NamedTuple):
         return _Set(*(torch.cat(each, 1) for each in zip(*parts)))
 
 
-@dataclass
-class _Trace:
-    """What was kept at each frame: parent (T, N, B); tokens and values (T, N, B, max_symbols); final (N, B) float64."""
-
-    parent: np.ndarray
-    tokens: np.ndarray
-    values: np.ndarray
-    final: np.ndarray
-
-
 class _Search:
     """The frame loop."""
 
@@ -98,10 +86,11 @@ class _Search:
         values = torch.zeros(tokens.shape, device=self.device)
         return _Set(score, torch.zeros_like(score), context, zeros, state, zeros, zeros, tokens, values)
 
-    def run(self) -> _Trace:
+    def run(self) -> List[List[Hypothesis]]:
         """Decode all frames."""
         frames, batch = self.lengths[0], len(self.lengths)
         shape = (frames, batch, self.beam)
+        # What was kept at each frame: parent (T, N, B); tokens and values (T, N, B, max_symbols); final (N, B) float64.
         parent = np.zeros(shape, dtype=np.int64)
         parent[:] = np.arange(self.beam)  # after an utterance's end each slot is its own parent
         tokens = np.full((*shape, self.most), self.scorer.blank_id, dtype=np.int64)
@@ -122,7 +111,24 @@ class _Search:
             top = kept.score.amax(1, keepdim=True)
             kept, offset = kept._replace(score=kept.score - top, path=kept.path - top), offset + top
         final[: len(kept.score)] = (kept.score + offset).cpu().numpy()
-        return _Trace(parent, tokens, values, final)
+        hypotheses: List[List[Hypothesis]] = [[] for _ in self.lengths]
+        for i, k in np.argwhere(final > NEG_INF).tolist():
+            trace = parent[:, i], tokens[:, i], values[:, i]
+            hypotheses[i].append(self._hypothesis(*trace, k, self.lengths[i], float(final[i, k])))
+        return hypotheses
+
+    def _hypothesis(
+        self, parent: np.ndarray, tokens: np.ndarray, values: np.ndarray, slot: int, length: int, score: float
+    ) -> Hypothesis:
+        """Trace a slot at an utterance's end back to the first frame; arrays as in `run`, of the utterance."""
+        written: List[Tuple[int, int, float]] = []
+        for t in reversed(range(length)):
+            for token, value in zip(tokens[t, slot, ::-1].tolist(), values[t, slot, ::-1].tolist()):
+                if token != self.scorer.blank_id:
+                    written.append((token, t, value))
+            slot = int(parent[t, slot])
+        symbols, frames, log_probs = zip(*reversed(written)) if written else ((), (), ())
+        return self.scorer.hypothesis(symbols, frames, log_probs, score)
 
     def _frame(self, t: int, kept: _Set) -> _Set:
         """Return the hypotheses after frame t."""
@@ -205,23 +211,3 @@ class _Search:
         likeliest = torch.where(same, path.unsqueeze(1), path.new_full((), NEG_INF)).argmax(2)
         score, at = total.topk(self.beam)
         return ended.pick(order.gather(1, likeliest.gather(1, at)))._replace(score=score)
-
-
-def _read_back(trace: _Trace, scorer: Scorer, lengths: Sequence[int], options: SearchOptions) -> List[List[Hypothesis]]:
-    """Trace each final slot back to the first frame."""
-    found = []
-    for i, length in enumerate(lengths):
-        hypotheses = []
-        for k in np.flatnonzero(trace.final[i] > NEG_INF):
-            written: List[Tuple[int, int, float]] = []
-            slot = int(k)
-            for t in reversed(range(length)):
-                for j in reversed(range(options.max_symbols)):
-                    token = int(trace.tokens[t, i, slot, j])
-                    if token != scorer.blank_id:
-                        written.append((token, t, float(trace.values[t, i, slot, j])))
-                slot = int(trace.parent[t, i, slot])
-            tokens, frames, log_probs = zip(*reversed(written)) if written else ((), (), ())
-            hypotheses.append(scorer.hypothesis(tokens, frames, log_probs, float(trace.final[i, k])))
-        found.append(hypotheses)
-    return found

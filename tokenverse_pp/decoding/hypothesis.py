@@ -53,12 +53,7 @@ class Hypothesis:
         return [frame * frame_shift for frame in self.frames]
 
     def words(self, pieces: Sequence[str], frame_shift: float) -> List[Word]:
-        """Words and task tokens with times and confidences: see `tokenverse_pp.tasks.result.words_of_tokens`.
-
-        Args:
-            pieces: the surface of each of ``tokens`` (SentencePiece pieces and task tokens).
-            frame_shift: seconds per encoder frame.
-        """
+        """Words and task tokens with times and confidences, from the surface of each token (`words_of_tokens`)."""
         if len(pieces) != len(self.tokens):
             raise ValueError(f"{len(self.tokens)} tokens, but {len(pieces)} pieces")
         return words_of_tokens(pieces, self.frames, self.log_probs, frame_shift)
@@ -119,11 +114,7 @@ class Calibration:
 
 
 def read_calibration(folder: Optional[Path]) -> Optional[Calibration]:
-    """Read the calibration of a model folder (such as `ModelBundle.folder`); None if it has none.
-
-    Raises:
-        UserError: for a file that is not a calibration.
-    """
+    """Read the calibration of a model folder; None if it has none (raises UserError for a file that is none)."""
     if folder is None or not (folder / CALIBRATION).is_file():
         return None
     try:

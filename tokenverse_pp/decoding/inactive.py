@@ -25,15 +25,10 @@ if TYPE_CHECKING:
 
 
 class Selection(NamedTuple):
-    """What is decoded for a set of requested tasks.
+    """What is decoded for a set of requested tasks."""
 
-    Args:
-        decoded: the tasks that are active in encoder and search.
-        removed: ids of the tokens that are removed from the result of the search.
-    """
-
-    decoded: Tuple[str, ...]
-    removed: FrozenSet[int]
+    decoded: Tuple[str, ...]  # the tasks that are active in encoder and search
+    removed: FrozenSet[int]  # ids of the tokens that are removed from the result of the search
 
 
 def inactive_of(loaded: ModelBundle, wanted: Optional[Inactive] = None) -> Inactive:
@@ -84,14 +79,10 @@ def select(
     inactive: Inactive,
     languages: Optional[Sequence[str]] = None,
 ) -> Selection:
-    """Determine what is decoded for the requested tasks.
+    """Determine what is decoded for the requested tasks; ``languages``: those that may be written, if restricted.
 
-    Args:
-        languages: those that may be written, if they are restricted.
-
-    Raises:
-        UserError: for a task that the model does not know, for languages without the task ``lid``, and for a wrong
-            ``inactive``, which Python does not check.
+    Raises UserError for a task that the model does not know, for languages without the task ``lid``, and for a wrong
+    ``inactive``, which Python does not check.
     """
     active = tasks.chosen(names)
     if inactive not in get_args(Inactive):

@@ -68,12 +68,8 @@ log = logging.getLogger(__name__)
 class LanguageModel(FusionScorer):
     """One n-gram model, or one for each language. State 0 is the start, where the language may not be known yet.
 
-    Args:
-        models: maps the language token that selects a model, or "" for all languages, to the model and whether it is a
-            model of words.
-        pieces: pieces of the whole vocabulary.
-        scale: factor of the log-probabilities.
-        bonus: added for each token that a model scores.
+    ``models`` maps the language token that selects a model, or "" for all languages, to the model and whether it is a
+    model of words. ``bonus`` is added for each token that a model scores.
     """
 
     def __init__(self, models: Mapping[str, Tuple[Ngrams, bool]], pieces: Sequence[str], scale: float, bonus: float):

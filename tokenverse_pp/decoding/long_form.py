@@ -62,13 +62,7 @@ class Unit(NamedTuple):
 
 
 def units_of(hypothesis: Hypothesis, pieces: Sequence[str], first_frame: int) -> List[Unit]:
-    """Split a window's hypothesis into units.
-
-    Args:
-        hypothesis: its frames count from the window's start.
-        pieces: pieces of the whole vocabulary.
-        first_frame: frame of the recording at which the window starts.
-    """
+    """Split the hypothesis of a window that starts at ``first_frame`` into units; ``pieces``: of the vocabulary."""
     tokens = hypothesis.tokens
     marks = [is_task_token(pieces[token]) for token in tokens]
     starts = [i for i, t in enumerate(tokens) if i == 0 or marks[i] or marks[i - 1] or pieces[t].startswith(SPACE)]
@@ -115,12 +109,7 @@ def matches(left: Sequence[Unit], right: Sequence[Unit], tolerance: int) -> List
 
 @dataclass
 class Merger:
-    """Merges the windows of a recording, which are added in order.
-
-    Args:
-        pieces: pieces of the whole vocabulary.
-        frame_shift: seconds per encoder output frame.
-    """
+    """Merges the windows of a recording, which are added in order; ``frame_shift``: seconds per output frame."""
 
     pieces: Sequence[str]
     tasks: TaskSet
@@ -191,11 +180,9 @@ class Merger:
         return state
 
     def result(self, before: float = math.inf) -> Tuple[Tuple[int, ...], Tuple[int, ...], Tuple[float, ...]]:
-        """Tokens, frames and log-probabilities of the whole recording.
+        """Tokens, frames and log-probabilities of the whole recording, or of the units that end ``before`` a frame.
 
-        Args:
-            before: return only units that end before this frame. If the next window starts there, neither it nor later
-                ones change these units.
+        If the next window starts there, neither it nor later ones change these units.
         """
         kept = self._kept(before)
         return (
@@ -315,12 +302,7 @@ def decode_long(
     from tokenverse_pp.decoding.recognizer import Recognizer  # imports this module
 
     decoding = DecodeOptions(
-        options or SearchOptions(),
-        active.names,
-        precision=precision,
-        window=window,
-        overlap=overlap,
-        inactive=inactive,
+        options or SearchOptions(), active.names, precision=precision, window=window, overlap=overlap, inactive=inactive
     )
     cut = open_audio(audio).cut if isinstance(audio, (str, Path)) else audio
     return Recognizer(loaded, decoding, weights).recognize_long(cut, batch)

@@ -91,6 +91,12 @@ class Ngrams:
         self.states = len(self.suffix)
         single = self.log_prob[: self.first[1]]
         self.lowest = float(single[np.isfinite(single)].min())
+        # Each state or, where nothing follows it and backing off is free, its longest suffix with the same predictions.
+        idle = (self.first[:-1] == self.first[1:]) & (self.back_off == 0)
+        idle[0] = False
+        self.useful = np.arange(self.states)
+        while idle[self.useful].any():
+            self.useful = np.where(idle[self.useful], self.suffix[self.useful], self.useful)
         self.start = self.advance(0, self.begin)
 
     def save(self, path: Path) -> None:
@@ -105,11 +111,7 @@ class Ngrams:
 
     @classmethod
     def load(cls, path: Path) -> Ngrams:
-        """Read what `save` wrote.
-
-        Raises:
-            OSError, ValueError, KeyError, zipfile.BadZipFile: if the file is missing or incomplete.
-        """
+        """Read what `save` wrote (raises OSError, ValueError, KeyError, zipfile.BadZipFile if it is incomplete)."""
         model = cls.__new__(cls)
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in ARRAYS}
@@ -124,16 +126,10 @@ class Ngrams:
             low, high = self.first[state], self.first[state + 1]
             at = low + int(np.searchsorted(self.token[low:high], token))
             if at < high and self.token[at] == token:
-                return self._useful(at + 1)
+                return int(self.useful[at + 1])
             if state == 0:
                 return 0
             state = int(self.suffix[state])
-
-    def _useful(self, state: int) -> int:
-        """The state or, if nothing follows it and backing off is free, its longest suffix with the same predictions."""
-        while state and self.first[state] == self.first[state + 1] and self.back_off[state] == 0:
-            state = int(self.suffix[state])
-        return state
 
     def row(self, state: int) -> np.ndarray:
         """log P(token | state) of every token, (size,) float64; unknown tokens are as rare as the rarest."""
@@ -339,12 +335,9 @@ def read_words(path: Path) -> Dict[str, float]:
 
 
 def ngrams_of_words(words: Sequence[Tuple[Sequence[int], float]], vocab_size: int, order: int = ORDER) -> Ngrams:
-    """Build a model from words, given as tokens with a frequency; at least one is needed.
+    """Build a model from words, at least one: the ids of each word's tokens, and how often it occurs.
 
-    Args:
-        words: ids of each word's tokens, and how often it occurs.
-        vocab_size: V; the model's tokens are these, then ``<s>`` and ``</s>``.
-        order: length of the longest n-grams.
+    The model's tokens are the V of the vocabulary, then ``<s>`` and ``</s>``. ``order``: length of the longest n-grams.
     """
     size = vocab_size + 2
     lengths = np.array([len(tokens) + 2 for tokens, _ in words])

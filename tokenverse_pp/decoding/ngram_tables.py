@@ -61,7 +61,7 @@ class NgramTables(NamedTuple):
             over.append(_end_of(ngram))
             token.append(ngram.token)
             log_prob.append(ngram.log_prob)
-            target.append(1 + first + _useful(ngram)[1:])
+            target.append(1 + first + ngram.useful[1:])
             heads.append((1 + first + ngram.start, int(words)))
             rows.append(ngram.row(ngram.start)[:size])
             ngrams += len(ngram.token)
@@ -78,16 +78,6 @@ class NgramTables(NamedTuple):
         depth = max(_depth(ngram) for ngram, _ in model.models)
         tensors = tuple(torch.from_numpy(np.ascontiguousarray(array)).to(device) for array in arrays)
         return cls._make((*tensors, int(model.start), model.scale, model.bonus, depth, most.bit_length()))
-
-
-def _useful(ngram: Ngrams) -> np.ndarray:
-    """`Ngrams._useful` of all states."""
-    state = np.arange(ngram.states)
-    idle = (ngram.first[:-1] == ngram.first[1:]) & (ngram.back_off == 0)
-    idle[0] = False
-    while idle[state].any():
-        state = np.where(idle[state], ngram.suffix[state], state)
-    return state
 
 
 def _end_of(ngram: Ngrams) -> np.ndarray:

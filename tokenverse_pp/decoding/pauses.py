@@ -68,12 +68,7 @@ class PauseReader:
     """
 
     def __init__(
-        self,
-        predictor: Predictor,
-        joiner: Joiner,
-        options: SearchOptions,
-        pieces: Sequence[str],
-        endpoint: int,
+        self, predictor: Predictor, joiner: Joiner, options: SearchOptions, pieces: Sequence[str], endpoint: int
     ):
         self.predictor, self.joiner, self.options, self.endpoint = predictor, joiner, options, endpoint
         self.states: Optional[PredictorStates] = None
@@ -93,16 +88,15 @@ class PauseReader:
         Returns:
             (T, context size) int64, the newest token last; for an LSTM (T,), the `History` of all tokens.
         """
-        if self.states is not None:
-            kept = [(i, t) for i, t in zip(written.tokens, written.frames) if i != self.endpoint]
-            found = np.array(self._histories([i for i, _ in kept], history), dtype=object)
-            return found[np.searchsorted([t for _, t in kept], np.arange(frames), side="left")]
-        size = self.predictor.context_size
         kept = [(i, t) for i, t in zip(written.tokens, written.frames) if i != self.endpoint]
+        tokens = [i for i, _ in kept]
+        before = np.searchsorted([t for _, t in kept], np.arange(frames), side="left")
+        if self.states is not None:
+            return np.array(self._histories(tokens, history), dtype=object)[before]
+        size = self.predictor.context_size
         earlier = [i for i in history if i != self.endpoint][-size:]
-        tokens = np.array([*[self.predictor.blank_id] * size, *earlier, *(i for i, _ in kept)], dtype=np.int64)
-        before = np.searchsorted([t for _, t in kept], np.arange(frames), side="left") + size + len(earlier)
-        return tokens[before[:, None] + np.arange(-size, 0)]
+        every = np.array([*[self.predictor.blank_id] * size, *earlier, *tokens], dtype=np.int64)
+        return every[(before + size + len(earlier))[:, None] + np.arange(-size, 0)]
 
     def _histories(self, tokens: Sequence[int], history: Sequence[Any]) -> List[History]:
         """Return the U + 1 histories of an LSTM, with their states: before each of U tokens, and after the last."""
@@ -126,14 +120,9 @@ class PauseReader:
         return torch.stack([state[0, -1] for state in states]), rows
 
     def log_remaining(self, encoder_out: Tensor, contexts: np.ndarray) -> np.ndarray:
-        """Compute log(1 - h) of all frames, with one synchronisation with the device.
+        """Compute log(1 - h) of all frames, (T,) float64, with one synchronisation with the device.
 
-        Args:
-            encoder_out: (T, C), of one utterance or of several concatenated.
-            contexts: (T, ..), see `contexts`.
-
-        Returns:
-            (T,) float64, at most 0.
+        ``encoder_out``: (T, C), of one utterance or of several concatenated. ``contexts``: (T, ..), see `contexts`.
         """
         if not len(contexts):
             return np.zeros(0)
@@ -159,12 +148,7 @@ class PauseReader:
         return np.where(number > 0, -np.expm1(total - total[last]) if len(total) else total, 0.0)
 
     def read(self, encoder_out: Tensor, lens: Sequence[int], found: Sequence[Hypothesis]) -> List[np.ndarray]:
-        """`curve` of the best hypothesis of each utterance.
-
-        Args:
-            encoder_out: (N, T, C), padded.
-            lens: valid frames of each.
-        """
+        """`curve` of the best hypothesis of each utterance: encoder_out (N, T, C), with ``lens`` valid frames."""
         parts = self.remaining(encoder_out, lens, found)
         return [self.curve(Written(best.tokens, best.frames), part) for best, part in zip(found, parts)]
 
@@ -202,11 +186,7 @@ class PauseReader:
         return replace(best, frames=tuple(frames), log_probs=tuple(log_probs))
 
     def step(
-        self,
-        outs: Sequence[Tensor],
-        first_frames: Sequence[int],
-        found: Sequence[Any],
-        memories: Sequence[PauseMemory],
+        self, outs: Sequence[Tensor], first_frames: Sequence[int], found: Sequence[Any], memories: Sequence[PauseMemory]
     ) -> Tuple[List[Optional[float]], List[PauseMemory]]:
         """Return the pauses of streams after their next chunks.
 
@@ -243,11 +223,7 @@ class PauseReader:
         return pauses, after
 
     def follow(self, one: Any, memory: PauseMemory) -> PauseMemory:
-        """Return a stream's memory after a chunk whose frames do not count: ``endp`` is not decoded there.
-
-        Args:
-            one: what the search found in the chunk.
-        """
+        """Return a stream's memory after a chunk, with ``one`` found, whose frames do not count (no ``endp``)."""
         settled_words, open_words = (
             [(token.id, token.frame) for token in part if self.is_word[token.id]] for part in (one.settled, one.open)
         )

@@ -252,17 +252,7 @@ class Recognizer:
     def encode(
         self, inputs: Tensor, lens: Tensor, weights: Tensor, stored: bool, chunks: Optional[ChunkOptions]
     ) -> Tuple[Tensor, Tensor]:
-        """Run the encoder in the precision of the options.
-
-        Args:
-            inputs: (N, S) audio or (N, T, F) stored features, padded.
-            lens: (N,) valid samples or frames.
-            weights: (N, K + 1) factors of the task vectors.
-            chunks: the context of each frame; None for full context.
-
-        Returns:
-            (N, T', C), and (N,) valid frames on the device of ``lens``.
-        """
+        """`Transducer.encode` in the precision of the options; ``weights``: (N, K + 1) factors of the task vectors."""
         with autocast(self.device, self.options.precision):
             out, lens = self.loaded.model.encode(inputs.to(self.device), lens, weights.to(self.device), stored, chunks)
         return out, lens
@@ -332,14 +322,10 @@ class Recognizer:
             best[i][0] = reader.with_pauses(one, part) if o.pauses else one
 
     def recognize(self, items: Sequence[Tensor], strip: bool = True) -> List[Optional[NBest]]:
-        """Recognize utterances as one batch.
+        """Recognize audio (S,), or features (T, F) under ``DecodeOptions.stored_features``, as one batch.
 
-        Args:
-            items: audio (S,), or features (T, F) under ``DecodeOptions.stored_features``.
-
-        Returns:
-            For each item its n-best list: one empty hypothesis if it is shorter than a frame, and None if the encoder's
-            output contains NaN or infinity.
+        Returns the n-best list of each: one empty hypothesis if it is shorter than a frame, and None if the encoder's
+        output contains NaN or infinity.
         """
         found: List[Optional[NBest]] = [[NOTHING]] * len(items)
         # With some encoders an utterance shorter than a frame would fail its whole batch.
@@ -414,11 +400,7 @@ class Recognizer:
         return done
 
     def load(self, cut: Cut) -> Tensor:
-        """Return the audio (S,) or the stored features (T, F) of a cut, as the options say.
-
-        Raises:
-            UserError: they cannot be read, or the features are not of the cut's duration.
-        """
+        """Return the audio (S,) or the stored features (T, F) of a cut (raises UserError if that is impossible)."""
         o = self.options
         item = load_inputs(cut, o.stored_features, convert=True, chunks=o.chunks)
         problem = wrong_length(cut, len(item), self.frames(cut)) if o.stored_features else ""
@@ -427,11 +409,7 @@ class Recognizer:
         return item
 
     def transcript(self, cut: Cut, best: Hypothesis, reader: Optional[TranscriptReader] = None) -> Transcript:
-        """Return the transcript of a hypothesis.
-
-        Args:
-            reader: reader of the active tasks (`TaskSet.reader`); by default those of the options.
-        """
+        """Return the transcript of a hypothesis; ``reader``: of the active tasks, by default those of the options."""
         pieces = [self.pieces[token] for token in best.tokens]
         return (reader or self.reader).read_tokens(
             pieces,

@@ -31,7 +31,7 @@ from tokenverse_pp.base.options import DecodeOptions
 from tokenverse_pp.data.dataset import batch_digest
 from tokenverse_pp.data.distributed import DistributedContext
 from tokenverse_pp.decoding.language_models import lm_parts
-from tokenverse_pp.decoding.recognizer import RecognizedBatch, Recognizer, Record, plan_batches
+from tokenverse_pp.decoding.recognizer import Recognizer, Record, plan_batches
 from tokenverse_pp.models.bundle import ModelBundle
 
 LOG = logging.getLogger(__name__)
@@ -53,15 +53,6 @@ def run_digest(loaded: ModelBundle, options: DecodeOptions) -> str:
         feed(digest, path)
     digest.update(json.dumps(dataclasses.asdict(options), sort_keys=True, default=str).encode())
     return digest.hexdigest()
-
-
-def collect(lines: Dict[str, Line], keys: Sequence[str]) -> RecognizedBatch:
-    """The records and failures of the batches with these keys, in no particular order."""
-    done = RecognizedBatch()
-    for key in keys:
-        done.records.extend(lines[key]["records"])
-        done.failures.extend(lines[key]["failures"])
-    return done
 
 
 @dataclass(frozen=True)
@@ -119,19 +110,17 @@ def decode_all(
     lines = gather_lines(parts, keys, world)
     if not world.is_first:
         return None
-    merged = collect(lines, keys)
     order = {cut.id: number for number, cut in enumerate(cuts)}
+    records, failures = (
+        sorted((record for key in keys for record in lines[key][kind]), key=lambda record: order[record["id"]])
+        for kind in ("records", "failures")
+    )
     speed["cuts_decoded_before"] = sum(len(group) for key, group in batches if key in done)
-    by_order: Callable[[Record], int] = lambda record: order[record["id"]]
-    return Outcome(sorted(merged.records, key=by_order), sorted(merged.failures, key=by_order), speed)
+    return Outcome(records, failures, speed)
 
 
 def check_same(world: DistributedContext, run: str, cuts: Sequence[Cut]) -> None:
-    """Check that all processes have the same cuts, and the same model and options (`run_digest`).
-
-    Raises:
-        UserError: in all processes, naming a machine that differs.
-    """
+    """Check that all processes have the same cuts, model and options (raises UserError in all, naming a machine)."""
     ids = hashlib.sha256(json.dumps([cut.id for cut in cuts]).encode()).hexdigest()
     (first, *expected), *others = world.gather((socket.gethostname(), run, ids))
     for host, *found in others:

@@ -115,9 +115,8 @@ def _state_after_allowed(constraints: Constraints, symbols: Sequence[int]) -> in
 class RowCache:
     """A bounded cache of rows, computed when first needed, on the device of the last call.
 
-    Args:
-        make: computes M rows from their numbers, (M, width) float32.
-        capacity: most rows kept; if one call needs more, all of its rows are kept.
+    ``make`` computes M rows from their numbers, (M, width) float32. If a call needs more than ``capacity`` rows, all of
+    its rows are kept.
     """
 
     def __init__(self, make: Callable[[Sequence[int]], Tensor], width: int, capacity: int):
@@ -192,10 +191,7 @@ def check_bonus(options: SearchOptions, bonus: Optional[FusionScorer]) -> None:
 def biased_joiner(joiner: Joiner, options: SearchOptions, tokenizer: Tokenizer) -> Joiner:
     """Return a copy of the joiner with ``token_bias`` added to its output bias; the joiner itself if there is none.
 
-    The copy shares the other parameters, and works with all search methods, on a GPU too.
-
-    Raises:
-        UserError: for a token that is not in the vocabulary.
+    The copy shares the other parameters. Raises UserError for a token that is not in the vocabulary.
     """
     if not options.token_bias:
         return joiner

@@ -117,11 +117,7 @@ def bootstrap(counts: RatioCounts, resamples: int = RESAMPLES, seed: int = 0, le
 def compare(
     a: RatioCounts, b: RatioCounts, resamples: int = RESAMPLES, seed: int = 0, level: float = LEVEL
 ) -> Comparison:
-    """Compare two systems on the same utterances, in the same order (paired bootstrap).
-
-    Raises:
-        ValueError: the numbers of utterances differ.
-    """
+    """Compare two systems on the same utterances, in the same order (paired bootstrap; else ValueError)."""
     if a.utterances != b.utterances:
         raise ValueError(f"paired: both need the same utterances, got {a.utterances} and {b.utterances}")
     both = [(a.scores(w), b.scores(w)) for w in draws(a.utterances, resamples, seed)]

@@ -58,10 +58,7 @@ class OperatingPoint:
 
 
 def firing_times(
-    pauses: Sequence[ScoredPause],
-    thresholds: Sequence[float],
-    delay: float = 0.0,
-    timeout: float = math.inf,
+    pauses: Sequence[ScoredPause], thresholds: Sequence[float], delay: float = 0.0, timeout: float = math.inf
 ) -> np.ndarray:
     """Seconds after the end of speech at which each policy fires, even if speech has resumed: (thresholds, pauses).
 
@@ -130,11 +127,9 @@ def silence_points(pauses: Sequence[ScoredPause], lengths: Sequence[float] = DEL
 
 
 def fit_thresholds(points: Sequence[OperatingPoint], budgets: Sequence[float] = BUDGETS) -> Dict[int, float]:
-    """The threshold of the best point within each budget, by milliseconds; unreachable budgets are left out.
+    """The threshold of the best point within each budget (s), by milliseconds; unreachable budgets are left out.
 
-    Args:
-        points: points of policies without a delay.
-        budgets: median latencies in seconds.
+    ``points``: of policies without a delay.
 
     >>> pauses = [ScoredPause((0.1,), (0.9,), True), ScoredPause((0.1,), (0.4,), False, 0.6)]
     >>> fit_thresholds(operating_points(pauses, (0.3, 0.5), (0.0,)), (0.05, 0.1))

@@ -13,10 +13,7 @@ ROUNDING = 1e-6  # seconds: 1.1 + 0.25 is not 1.35 in binary
 
 
 def count_aligned(
-    ref_words: Sequence[str],
-    ref_positions: Sequence[int],
-    hyp_words: Sequence[str],
-    hyp_positions: Sequence[int],
+    ref_words: Sequence[str], ref_positions: Sequence[int], hyp_words: Sequence[str], hyp_positions: Sequence[int]
 ) -> int:
     """The number of tokens that match between reference and hypothesis once their words are aligned.
 
@@ -98,16 +95,12 @@ def f1_score(tp: int, fp: int, fn: int) -> Prf:
 
 
 Interval = Tuple[float, float]
+# Words and positions of the reference, then of the hypothesis; position p is the gap before word p.
 Positions = Tuple[Sequence[str], Sequence[int], Sequence[str], Sequence[int]]
 
 
 def score_positions(examples: Sequence[Positions]) -> Prf:
-    """Precision, recall and F1 of tokens by their position in the aligned words, micro-averaged.
-
-    Args:
-        examples: (reference words, reference positions, hypothesis words, hypothesis positions) of each
-            utterance; position p is the gap before word p. `count_aligned` defines which
-            positions match.
+    """Precision, recall and F1 of tokens by their position in the aligned words (`count_aligned`), micro-averaged.
 
     >>> score_positions([("ja nee".split(), [1, 2], "ja nou nee".split(), [2])])["recall"]
     0.5
@@ -173,10 +166,8 @@ def score_entities(examples: Sequence[Tuple[Sequence[Phrase], Sequence[Phrase]]]
       elsewhere: compare it only with figures computed here.
     - ``label``: label-F1 of SLUE: types alone, as multisets. Without types, only the number of entities counts.
 
-    A reference without a type (None) says nothing of it: a hypothesis of any type has the same type.
-
-    Args:
-        examples: (reference phrases, hypothesised phrases) of each utterance.
+    A reference without a type (None) says nothing of it: a hypothesis of any type has the same type. ``examples``:
+    (reference phrases, hypothesised phrases) of each utterance.
 
     >>> ref, hyp = [("amélie", "PER"), ("deux", "NUM")], [("amélia", "PER"), ("deux", "NUM")]
     >>> scores = score_entities([(ref, hyp)])
@@ -215,8 +206,7 @@ def similarity(a: str, b: str) -> float:
 def maximum_matching(admissible: Sequence[Sequence[int]]) -> int:
     """The size of a maximum matching in a bipartite graph (augmenting paths, breadth first).
 
-    Args:
-        admissible: for each node of the left side the nodes of the right side that it may be paired with.
+    ``admissible``: for each node of the left side the nodes of the right side that it may be paired with.
     """
     right_of: Dict[int, int] = {}  # left -> right
     left_of: Dict[int, int] = {}  # right -> left

@@ -40,11 +40,7 @@ class ModelBundle:
 
 
 def tasks_of(config: TasksConfig, trust_plugins: bool = False, folder: Optional[Path] = None) -> TaskSet:
-    """The tasks of a model's configuration (raises UserError for an unknown task).
-
-    Args:
-        trust_plugins: run the files that it names for unregistered tasks (`load_plugins_for`).
-    """
+    """The tasks of a model's configuration (raises UserError for an unknown task); see `load_plugins_for`."""
     load_plugins_for(config.names, config.plugins, trust_plugins, folder)
     return build_tasks(config.names, config.options())
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tokenverse_pp.base.config import ModelConfig
 from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.data.tokenizer import BLANK_ID
 
 
 class StatelessPredictor(nn.Module):
@@ -19,15 +20,15 @@ class StatelessPredictor(nn.Module):
         vocab_size: V, blank included.
         dim: D, the dimension of embedding and output.
         context_size: tokens of history, at least 1.
-        blank_id: fills the history before the first token; embeds to zero.
 
     Raises:
         UserError: a search could not number the contexts with 64 bits (`decoding.scorer.PredictorTable`).
     """
 
+    blank_id = BLANK_ID  # fills the history before the first token; embeds to zero
     symbols_per_frame = 1  # of greedy search
 
-    def __init__(self, vocab_size: int, dim: int, context_size: int = 2, blank_id: int = 0, dropout: float = 0.0):
+    def __init__(self, vocab_size: int, dim: int, context_size: int = 2, dropout: float = 0.0):
         super().__init__()
         if context_size < 1:
             raise ValueError(f"context_size must be at least 1, got {context_size}")
@@ -35,9 +36,8 @@ class StatelessPredictor(nn.Module):
         if context_size > most:
             raise UserError(f"--model.context_size={context_size}: with {vocab_size} tokens, expected at most {most}")
         self.context_size = context_size
-        self.blank_id = blank_id
         self.dim = dim
-        self.embedding = nn.Embedding(vocab_size, dim, padding_idx=blank_id)
+        self.embedding = nn.Embedding(vocab_size, dim, padding_idx=self.blank_id)
         self.dropout = nn.Dropout(dropout)
         groups = dim // 4 if dim % 4 == 0 else 1  # groups of four channels, as icefall's
         self.conv = nn.Conv1d(dim, dim, context_size, groups=groups, bias=False)
@@ -70,20 +70,16 @@ def grouped_by_product(x: Tensor, conv: nn.Conv1d) -> Tensor:
 class LstmPredictor(nn.Module):
     """An embedding and LSTM layers, like the decoder of Parakeet's and Nemotron's RNN-T in transformers.
 
-    The projection of their decoder is part of the joiner here. The LSTM starts by reading a blank.
-
-    Args:
-        vocab_size: V, blank included.
-        dim: D, the dimension of embedding and output.
-        blank_id: read before the first token.
+    The projection of their decoder is part of the joiner here. ``dim``: D, the dimension of embedding and output.
     """
+
+    blank_id = BLANK_ID  # read before the first token
 
     context_size = 1  # added to the number of tokens in length normalisation (`SearchOptions.length_norm`)
     symbols_per_frame = 1  # of greedy search
 
-    def __init__(self, vocab_size: int, dim: int, layers: int, blank_id: int = 0, dropout: float = 0.0):
+    def __init__(self, vocab_size: int, dim: int, layers: int, dropout: float = 0.0):
         super().__init__()
-        self.blank_id = blank_id
         self.dim = dim
         self.embedding = nn.Embedding(vocab_size, dim)
         self.dropout = nn.Dropout(dropout)
@@ -109,13 +105,10 @@ Predictor = Union[StatelessPredictor, LstmPredictor]
 def make_predictor(config: ModelConfig, vocab_size: int) -> Predictor:
     """Build the predictor of a configuration."""
     predictor: Predictor
+    dim, dropout = config.predictor_dim, config.predictor_dropout
     if config.predictor_layers:
-        predictor = LstmPredictor(
-            vocab_size, config.predictor_dim, config.predictor_layers, dropout=config.predictor_dropout
-        )
+        predictor = LstmPredictor(vocab_size, dim, config.predictor_layers, dropout)
     else:
-        predictor = StatelessPredictor(
-            vocab_size, config.predictor_dim, config.context_size, dropout=config.predictor_dropout
-        )
+        predictor = StatelessPredictor(vocab_size, dim, config.context_size, dropout)
     predictor.symbols_per_frame = config.symbols_per_frame
     return predictor

@@ -49,8 +49,7 @@ def config_of(name: str) -> Any:
 def set_sizes(model: ModelConfig) -> None:
     """Set the sizes of predictor and joiner to those of the checkpoint ``model.encoder.name``, unless they are set.
 
-    Raises:
-        UserError: the checkpoint has no predictor and joiner, or a joiner activation other than relu and tanh.
+    Raises UserError if it has none, or a joiner activation other than relu and tanh.
     """
     if model.transducer != "pretrained" or model.predictor_layers:
         return

@@ -58,10 +58,7 @@ def check_origin(cut: Cut, config: EncoderConfig) -> None:
 def check_features(cut: Cut, config: EncoderConfig, keys: Iterable[str]) -> None:
     """Check that a cut has stored features of the configuration's encoder under all ``keys``, and that they exist.
 
-    Files are looked up, not read; other storage is not looked up.
-
-    Raises:
-        UserError: naming the cut and the key or file.
+    Files are looked up, not read; other storage is not. Raises UserError, naming the cut and the key or file.
     """
     check_origin(cut, config)
     for key in keys:
@@ -216,8 +213,7 @@ class StoringJob:
     def start(self, config: EncoderConfig, threads: int, run: str) -> Callable[[Sequence[Cut]], Dict[str, Any]]:
         """Load the encoder in a cluster worker; return a function from a batch to its result as plain JSON.
 
-        Raises:
-            UserError: `digest` differs from ``run``, the digest of the command.
+        Raises UserError if `digest` differs from ``run``, the digest of the command.
         """
         if self.digest(config) != run:
             raise UserError(f"{config.name}: on {socket.gethostname()} it differs from that of the command")

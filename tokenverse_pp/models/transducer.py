@@ -6,7 +6,7 @@ which tasks are active.
 
 from __future__ import annotations
 
-from typing import Dict, Iterable, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -70,20 +70,19 @@ class TaskVectors(nn.Module):
         """
         if self.strategy == "sum":
             weights = active.to(self.table.dtype)
-            return self._scaled((2 * weights - 1 if self.code == "centred" else weights) @ self.table)
-        bits = 2 ** torch.arange(active.shape[1] - 1, device=active.device)
-        rows = (active[:, 1:].long() * bits).sum(dim=1)
-        if self.training:
-            self.trained[rows] = 1
-        elif self.refuses and not bool(self.trained[rows].all()) and bool(self.trained.any()):
-            raise UserError(
-                "vectors.strategy=combination: this combination of tasks was never active in training; choose one that "
-                "was, or train with tasks.activation=subset"
-            )
-        weights = torch.nn.functional.one_hot(rows, self.table.shape[0]).to(self.table.dtype)
-        return self._scaled(weights @ self.table)
-
-    def _scaled(self, v: Tensor) -> Tensor:
+            weights = 2 * weights - 1 if self.code == "centred" else weights
+        else:
+            bits = 2 ** torch.arange(active.shape[1] - 1, device=active.device)
+            rows = (active[:, 1:].long() * bits).sum(dim=1)
+            if self.training:
+                self.trained[rows] = 1
+            elif self.refuses and not bool(self.trained[rows].all()) and bool(self.trained.any()):
+                raise UserError(
+                    "vectors.strategy=combination: this combination of tasks was never active in training; choose one "
+                    "that was, or train with tasks.activation=subset"
+                )
+            weights = F.one_hot(rows, self.table.shape[0]).to(self.table.dtype)
+        v = weights @ self.table
         return v if self.scale == 1 else v * self.scale
 
 
@@ -252,12 +251,7 @@ class Transducer(nn.Module):
         return [vectors for vectors in (self.feature_vectors, self.encoder_vectors) if vectors is not None]
 
     def encode(
-        self,
-        inputs: Tensor,
-        lens: Tensor,
-        active: Tensor,
-        stored: bool = False,
-        chunks: Optional[ChunkOptions] = None,
+        self, inputs: Tensor, lens: Tensor, active: Tensor, stored: bool = False, chunks: Optional[ChunkOptions] = None
     ) -> Tuple[Tensor, Tensor]:
         """Audio or stored features -> encoder output, without the frames of ``vectors.registers``.
 
@@ -286,7 +280,7 @@ class Transducer(nn.Module):
             features = self.spec_augment(features, lens)
         registers = self.config.vectors.registers
         if registers:
-            features, lens = nn.functional.pad(features, (0, 0, registers, 0)), lens + registers
+            features, lens = F.pad(features, (0, 0, registers, 0)), lens + registers
         out, lens = self.encoder.contextualise(features, lens, chunks, registers)
         if registers:
             frames = registers // self.config.encoder.stack
@@ -317,47 +311,21 @@ class Transducer(nn.Module):
 
     def losses(self, out: Tensor, lens: Tensor, tokens: Tensor, token_lens: Tensor) -> Losses:
         """The losses of `forward`, given the output of `encode`: out (N, T', C), lens (N,)."""
-        tokens, boundary, arguments = self._loss_arguments(out, lens, tokens, token_lens)
+        tensors, options = self._loss_arguments(out, lens, tokens, token_lens)
         c = self.config.loss
-        simple, pruned = pruned_transducer_loss(
-            *arguments,
-            tokens,
-            boundary,
-            blank=self.predictor.blank_id,
-            prune_range=c.prune_range,
-            lm_scale=c.lm_scale,
-            am_scale=c.am_scale,
-            rnnt_type=c.rnnt_type,
-            delay_penalty=c.delay_penalty,
-            backend=c.backend,
-            reduction="none",
-            activation=self.joiner.activation,
-        )
-        return Losses(simple, pruned, self._ctc_loss(out, lens, tokens, token_lens), lens)
+        options.update(lm_scale=c.lm_scale, am_scale=c.am_scale, delay_penalty=c.delay_penalty, backend=c.backend)
+        simple, pruned = pruned_transducer_loss(*tensors, **options, reduction="none")
+        return Losses(simple, pruned, self._ctc_loss(out, lens, tensors[5], token_lens), lens)
 
     def token_log_probs(self, out: Tensor, lens: Tensor, tokens: Tensor, token_lens: Tensor) -> Tensor:
-        """Expected log-probability (N, U) of each target token (`tokenverse_pp.losses.entry`), in nats.
-
-        Args:
-            out, lens: output of `encode`, (N, T', C) and (N,).
-            tokens, token_lens: see `forward`.
-        """
-        tokens, boundary, arguments = self._loss_arguments(out, lens, tokens, token_lens)
-        c = self.config.loss
-        return token_log_probs(
-            *arguments,
-            tokens,
-            boundary,
-            blank=self.predictor.blank_id,
-            prune_range=c.prune_range,
-            rnnt_type=c.rnnt_type,
-            activation=self.joiner.activation,
-        )
+        """Expected log-probability (N, U) of each target token (`tokenverse_pp.losses.entry`), see `losses`."""
+        tensors, options = self._loss_arguments(out, lens, tokens, token_lens)
+        return token_log_probs(*tensors, **options)
 
     def _loss_arguments(
         self, out: Tensor, lens: Tensor, tokens: Tensor, token_lens: Tensor
-    ) -> Tuple[Tensor, Tensor, Tuple[Tensor, Tensor, Tensor, Tensor, nn.Linear]]:
-        """Tokens (N, U) padded with blanks, boundary (N, 4), and the first five arguments of the loss."""
+    ) -> Tuple[Tuple[Any, ...], Dict[str, Any]]:
+        """The first seven arguments of a loss, the last ones tokens padded with blanks and boundary; its options."""
         padding = ~length_mask(token_lens, tokens.shape[1], tokens.device)
         tokens = tokens.masked_fill(padding, self.predictor.blank_id)
         nothing = torch.zeros_like(lens)
@@ -365,7 +333,10 @@ class Transducer(nn.Module):
         boundary = boundary.to(out.device, non_blocking=True)
         state = self.predictor(tokens)
         am, lm = self.joiner.encoder_proj(out), self.joiner.predictor_proj(state)
-        return tokens, boundary, (self.simple_am(out), self.simple_lm(state), am, lm, self.joiner.output)
+        tensors = (self.simple_am(out), self.simple_lm(state), am, lm, self.joiner.output, tokens, boundary)
+        c, blank = self.config.loss, self.predictor.blank_id
+        options = {"prune_range": c.prune_range, "rnnt_type": c.rnnt_type, "activation": self.joiner.activation}
+        return tensors, {"blank": blank, **options}
 
     def _ctc_loss(self, out: Tensor, lens: Tensor, tokens: Tensor, token_lens: Tensor) -> Tensor:
         """Encoder output (N, T', C), lens (N,), targets (N, U), token_lens (N,) -> CTC loss (N,) in float32."""

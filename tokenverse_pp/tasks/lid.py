@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Dict, List, Optional, Sequence, Tuple
 
 from tokenverse_pp.base.languages import (
@@ -22,7 +21,7 @@ from tokenverse_pp.base.languages import (
 )
 from tokenverse_pp.metrics.error_rates import score_languages
 from tokenverse_pp.tasks.base import RANK_FRONT, ScoredExample, Task
-from tokenverse_pp.tasks.transcript import Mark, MarkReader, read_first, turns_of
+from tokenverse_pp.tasks.transcript import Mark, turns_of
 
 if TYPE_CHECKING:
     from lhotse.cut import Cut
@@ -98,9 +97,11 @@ class LanguageId(Task):
                 return [f"field 'language': {code!r} is not one of {', '.join(self.languages)} (tasks.languages)"]
             if len(meant) > 1:
                 return [f"field 'language': {code!r} may be {' or '.join(meant)}: expected one of them"]
-        if len({self.written(code) for code in codes} if self.languages else _apart(codes)) > 1:
-            return [f"field 'language': one cut, one language; found {', '.join(codes)}"]
-        return []
+        if self.languages:
+            same = len({self.written(code) for code in codes}) <= 1
+        else:
+            same = all(compatible_languages(code, codes[0]) for code in codes[1:])
+        return [] if same else [f"field 'language': one cut, one language; found {', '.join(codes)}"]
 
     def written(self, code: str) -> str:
         """Return the code that the model writes for a label: its matching language, else the plain language.
@@ -130,14 +131,9 @@ class LanguageId(Task):
             return []
         return [(0, RANK_FRONT, language_token(match_language(answer, self.languages) or answer))]
 
-    @property
-    def reader(self) -> MarkReader:
-        """Reads the language of the first token."""
-        return partial(read_first, meanings={token: language_code(token) for token in self.symbols})
-
     def from_marks(self, marks: Sequence[Mark], num_words: int) -> Optional[str]:
-        """See `reader`."""
-        return self.reader(marks, num_words)
+        """The language of the first token."""
+        return language_code(marks[0].text) if marks else None
 
     def score(self, examples: Sequence[ScoredExample]) -> Dict[str, Any]:
         """Accuracy and confusion counts; a hypothesis without a language token is wrong."""
@@ -151,8 +147,3 @@ def _label_problem(language: Any) -> str:
     if not isinstance(language, str) or not language.strip():
         return f"expected a code such as 'fr'{because}{language!r}"
     return language_problem(language, registered=False).replace(", found ", because, 1)
-
-
-def _apart(codes: Sequence[str]) -> List[str]:
-    """Return the first code and those that are incompatible with it."""
-    return [code for code in codes if code == codes[0] or not compatible_languages(code, codes[0])]

@@ -65,14 +65,7 @@ def resolved(plugin: str) -> str:
 
 
 def import_plugin(plugin: str) -> List[Type[Task]]:
-    """Run a Python file, or import a module, and return the tasks that it defines.
-
-    Args:
-        plugin: a path (it ends in ``.py`` or has a slash), or the dotted name of an importable module.
-
-    Raises:
-        UserError: if it does not exist, cannot be imported, or defines no task.
-    """
+    """Run a Python file, or import a module, and return the tasks that it defines (raises UserError without any)."""
     try:
         module = _run_file(Path(resolved(plugin))) if is_file(plugin) else importlib.import_module(plugin)
     except FileNotFoundError as error:
@@ -142,7 +135,6 @@ class Registry(MutableMapping[str, Type[Task]]):
         self._outside: Dict[str, Type[Task]] = {}
         self.broken: Dict[str, str] = {}  # entry points that cannot be loaded: name -> reason
         self._complete = False
-        self._ordered: Dict[str, Type[Task]] = {}
 
     def _all(self) -> Dict[str, Type[Task]]:
         if not self._complete:
@@ -154,11 +146,7 @@ class Registry(MutableMapping[str, Type[Task]]):
                     self.broken[name] = f"{target} cannot be imported: {found}"
                 else:
                     self.broken[name] = f"{target} is no task of that name"
-            self._order()
-        return self._ordered
-
-    def _order(self) -> None:
-        self._ordered = {**BUILT_IN, **{name: self._outside[name] for name in sorted(self._outside)}}
+        return {**BUILT_IN, **dict(sorted(self._outside.items()))}
 
     def add(self, task: Type[Task]) -> None:
         """Add an external task (raises UserError if the name is invalid, or another task has it)."""
@@ -176,11 +164,9 @@ class Registry(MutableMapping[str, Type[Task]]):
     def __setitem__(self, name: str, task: Type[Task]) -> None:
         if name not in BUILT_IN:
             self._outside[name] = task
-            self._order()
 
     def __delitem__(self, name: str) -> None:
         del self._outside[name]
-        self._order()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._all())
@@ -199,10 +185,7 @@ def register(task: Type[Task]) -> Type[Task]:
 
 
 def load_plugins(names: Sequence[str]) -> List[str]:
-    """Register all tasks of files and modules; return ``names`` with absolute paths.
-
-    Args:
-        names: paths of Python files, or dotted names of modules.
+    """Register all tasks of files (paths) and modules (dotted names); return ``names`` with absolute paths.
 
     Raises:
         UserError: naming the file or module that is missing, cannot be imported, or defines no task.

@@ -31,7 +31,6 @@ from tokenverse_pp.tasks.transcript import (
     UNKNOWN,
     Answers,
     Mark,
-    MarkReader,
     Word,
     is_task_token,
     split_marks,
@@ -174,12 +173,12 @@ class Transcript:
     @property
     def text(self) -> str:
         """The plain words."""
-        return _text(self.words)
+        return text_of(self.words)
 
     @property
     def raw(self) -> str:
         """Words and task tokens as the model wrote them."""
-        return _text(self._sequence())
+        return text_of(self._sequence())
 
     @cached_property
     def spelled(self) -> Tuple[str, ...]:
@@ -252,11 +251,7 @@ class Transcript:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Transcript:
-        """The inverse of `to_dict`; unknown keys are ignored.
-
-        Raises:
-            UserError: naming the field that is missing or has the wrong type.
-        """
+        """The inverse of `to_dict`; unknown keys are ignored (raises UserError, naming a wrong or missing field)."""
         if not isinstance(data, Mapping):
             raise UserError(f"transcript: expected an object, found {data!r:.60}")
 
@@ -297,7 +292,7 @@ class Transcript:
         """Return a line of hyps.jsonl (docs/decoding.md); keys of tasks that were not decoded are absent, not empty."""
         written = self._sequence()
         plain = [word for word in written if not word.is_task_token]
-        record: Dict[str, Any] = {"id": self.name, "text": _text(written)}
+        record: Dict[str, Any] = {"id": self.name, "text": text_of(written)}
         if self.tokens is not None:
             record.update(tokens=list(self.tokens), times=list(self.times))
         record["words"] = [word.to_dict(raw=True) for word in written]
@@ -356,23 +351,20 @@ RECORD_KEYS = {
 
 
 class TranscriptReader:
-    """Reads transcripts with the tokens of some tasks; each `TaskSet` has one.
-
-    It gets the reader of each task (`Task.reader`) once.
-    """
+    """Reads transcripts with the tokens of some tasks; each `TaskSet` has one."""
 
     def __init__(self, tasks: TaskSet):
         self.names = tasks.names
-        self.symbols = {task.name: frozenset(task.symbols) for task in tasks.tasks if task.name != "asr"}
-        self.readers: Dict[str, MarkReader] = {name: tasks[name].reader for name in self.symbols}
-        self.outside = [task for task in tasks.tasks if task.name not in WITH_FIELDS]
+        self.tasks = [task for task in tasks.tasks if task.name != "asr"]
+        self.symbols = {task.name: frozenset(task.symbols) for task in self.tasks}
 
     def answers(self, words: Sequence[str], marks: Sequence[Mark]) -> Answers:
         """Return an answer for each of the tasks, and only these, read from words and task tokens."""
-        found = {}
-        for name, reader in self.readers.items():
-            found[name] = reader([mark for mark in marks if mark.text in self.symbols[name]], len(words))
-        return Answers(tuple(words), found)
+        mine = self._by_task(marks)
+        return Answers(tuple(words), {task.name: task.from_marks(mine[task.name], len(words)) for task in self.tasks})
+
+    def _by_task(self, marks: Sequence[Mark]) -> Dict[str, List[Mark]]:
+        return {name: [mark for mark in marks if mark.text in symbols] for name, symbols in self.symbols.items()}
 
     def read_tokens(
         self,
@@ -388,11 +380,7 @@ class TranscriptReader:
     ) -> Transcript:
         """Build a transcript from tokens of a search (`words_of_tokens`), with numbers rounded as in hyps.jsonl.
 
-        Args:
-            score: score of the hypothesis.
-            duration: length of the audio in seconds.
-            name: name of the recording.
-            pauses: for each token the probability of an endpoint before the next word piece.
+        ``duration``: of the audio, in seconds. ``pauses``: see `Hypothesis.pauses`.
         """
         words = [word.rounded() for word in words_of_tokens(pieces, frames, log_probs, frame_shift, calibration)]
         times = tuple(round(frame * frame_shift, SECONDS_DIGITS) for frame in frames)
@@ -409,10 +397,8 @@ class TranscriptReader:
         """Build a transcript from words and task tokens in the order of writing.
 
         Args:
-            written: words and task tokens.
             duration: length of the audio in seconds; times are limited to it (the last frame may exceed it).
             others: fields of tasks from outside the package; by default from their `Task.record`.
-            fields: further fields of the transcript.
         """
         if duration is not None:
             fields["duration"] = duration = round(duration, 3)
@@ -423,7 +409,7 @@ class TranscriptReader:
             if word.is_task_token:
                 marks.append(Mark(word.text, number - len(marks), word.start, word.confidence))
         answers = self.answers([word.text for word in plain], marks)
-        mine = {name: [mark for mark in marks if mark.text in symbols] for name, symbols in self.symbols.items()}
+        mine = self._by_task(marks)
         bounds = enumerate(answers.turns, start=1) if "scd" in mine else ()
         # The first of several at one place counts.
         ends = {mark.position: mark.time for mark in reversed(mine.get("endp", ()))}
@@ -431,7 +417,7 @@ class TranscriptReader:
         return Transcript(
             words=tuple(plain),
             marks=tuple(marks),
-            turns=tuple(Turn(n, _text(plain[a:b]), plain[a].start, plain[b - 1].end, a, b) for n, (a, b) in bounds),
+            turns=tuple(Turn(n, text_of(plain[a:b]), plain[a].start, plain[b - 1].end, a, b) for n, (a, b) in bounds),
             entities=_entities(answers, plain, mine.get("ner", ())),
             endpoints=tuple(ends[at] for at in answers.endpoints),
             language=answers.language,
@@ -445,24 +431,21 @@ class TranscriptReader:
     def _others(self, answers: Answers, written: Sequence[Word]) -> Dict[str, Any]:
         """The fields of tasks from outside the package."""
         found: Dict[str, Any] = {}
-        if self.outside:
+        outside = [task for task in self.tasks if task.name not in WITH_FIELDS]
+        if outside:
             words = [word for word in written if not word.is_task_token]
-            marks = split_marks([word.text for word in written], [word.start for word in written])[1]
-            for task in self.outside:
-                found.update(task.record(answers, words, [m for m in marks if m.text in self.symbols[task.name]]))
+            mine = self._by_task(split_marks([word.text for word in written], [word.start for word in written])[1])
+            for task in outside:
+                found.update(task.record(answers, words, mine[task.name]))
         return found
 
 
 def pauses_of_tokens(
     pieces: Sequence[str], words: Sequence[Word], probabilities: Sequence[float], duration: float
 ) -> Tuple[Pause, ...]:
-    """The pause after each plain word.
+    """The pause after each plain word; the last ends with the audio.
 
-    Args:
-        pieces: text of each token.
-        words: words and task tokens of the pieces.
-        probabilities: see `Hypothesis.pauses`.
-        duration: length of the audio in seconds, where the last pause ends.
+    ``words``: words and task tokens of the pieces. ``probabilities``: see `Hypothesis.pauses`.
     """
     plain = [
         (word.within(duration), probabilities[stop - 1])
@@ -477,20 +460,11 @@ def pauses_of_tokens(
 
 
 def transcript_of_words(
-    words: Sequence[Word],
-    active: Sequence[str],
-    duration: float,
-    name: str = "audio",
-    tasks: Optional[TaskSet] = None,
+    words: Sequence[Word], active: Sequence[str], duration: float, name: str = "audio", tasks: Optional[TaskSet] = None
 ) -> Transcript:
-    """`TranscriptReader.read` for tasks given by name.
+    """`TranscriptReader.read` for the names of the decoded tasks.
 
-    Args:
-        words: words and task tokens in the order in which they were written.
-        active: names of the tasks that were decoded.
-        duration: length of the audio in seconds.
-        name: name of the recording.
-        tasks: tasks of the model; by default the registered ones with the languages and types in ``words``.
+    ``tasks``: of the model; by default the registered ones, with the languages and types in ``words``.
     """
     known = tasks if tasks is not None else _tasks_of(words)
     decoded = known.subset([task for task in known.names if task in active])
@@ -499,7 +473,7 @@ def transcript_of_words(
 
 def span_record(words: Sequence[Word]) -> Dict[str, Any]:
     """Text, start and end of consecutive words (at least one), as in hyps.jsonl."""
-    return {"text": _text(words), "start": seconds(words[0].start), "end": seconds(words[-1].end)}
+    return {"text": text_of(words), "start": seconds(words[0].start), "end": seconds(words[-1].end)}
 
 
 def seconds(time: Optional[float]) -> float:
@@ -507,7 +481,8 @@ def seconds(time: Optional[float]) -> float:
     return round(time or 0.0, SECONDS_DIGITS)
 
 
-def _text(words: Sequence[Word]) -> str:
+def text_of(words: Sequence[Word]) -> str:
+    """The words with spaces between them."""
     return " ".join(word.text for word in words)
 
 
@@ -527,7 +502,7 @@ def _entities(answers: Answers, words: Sequence[Word], marks: Sequence[Mark]) ->
         known = [mark.confidence for mark in around if mark.confidence is not None]
         confidence = min(known, default=UNKNOWN)
         start, end = inside[0].start, inside[-1].end
-        found.append(Entity(_text(inside), entity.type, start, end, confidence, entity.start, entity.end))
+        found.append(Entity(text_of(inside), entity.type, start, end, confidence, entity.start, entity.end))
     return tuple(found)
 
 

@@ -171,9 +171,7 @@ def recover_run(exp_dir: Path) -> None:
 class Saver:
     """Writes and reads the checkpoints of a run: some ranks write, all ranks read.
 
-    Args:
-        model: not wrapped for DDP.
-        scaler: loss scaling; a disabled one has an empty state.
+    ``model``: not wrapped for DDP. ``scaler``: of the loss; a disabled one has an empty state.
     """
 
     def __init__(
@@ -209,10 +207,7 @@ class Saver:
     def prepare(self, corpora: List[Dict[str, Any]], url: Optional[str] = None) -> None:
         """Create the experiment folder with the resolved configuration and the tokenizer, and claim it for this run.
 
-        ``url``: URL to which the folder is uploaded, if any.
-
-        Raises:
-            UserError: it cannot be written, or another process trains there.
+        ``url``: where the folder is uploaded, if so. Raises UserError if it cannot be written, or another run is there.
         """
         self.origin["corpora"] = corpora
         named = dataclasses.replace(self.config.training, exp_dir=url or self.config.training.exp_dir)
@@ -235,10 +230,7 @@ class Saver:
             self.claim.close()
 
     def save(self, progress: Progress, write: bool = True) -> None:
-        """Write a checkpoint.
-
-        All ranks call this, as a sharded model is gathered; ``write``: whether this rank writes.
-        """
+        """Write a checkpoint. All ranks call this, as a sharded model is gathered; ``write``: this rank writes."""
         tensors = {
             checkpoint.WEIGHTS: gathered(self.model.checkpoint_state(), write),
             checkpoint.OPTIMIZER: gathered(checkpoint.optimizer_tensors(self.optimizer), write),
@@ -262,11 +254,6 @@ class Saver:
             tensors[checkpoint.AVERAGE] = self.average.tensors
         texts = {**self._texts(), checkpoint.STATE: json.dumps(state, indent=1).encode()}
         checkpoint.write_folder(checkpoint.checkpoint_dir(self.exp_dir, progress.step), tensors, texts)
-
-    def retain(self) -> None:
-        """Delete the checkpoints that are no longer needed."""
-        t = self.config.training
-        retain(self.exp_dir, t.keep_last, max(t.keep_best, bool(t.patience)), t.best_by)
 
     def load(self, folder: Path, write: bool = True) -> Tuple[Progress, Dict[str, Any]]:
         """Load weights, optimiser, loss scale and running average from a verified checkpoint; return its state.
@@ -325,11 +312,8 @@ class Saver:
         else:
             weights = average(last)
         checkpoint.write_folder(self.exp_dir / "model", {checkpoint.WEIGHTS: weights}, self._texts())
-        return (
-            f"best by {t.best_by}: {', '.join(path.name for path in last)}"
-            if best
-            else "average of the last checkpoints"
-        )
+        names = ", ".join(path.name for path in last)
+        return f"best by {t.best_by}: {names}" if best else "average of the last checkpoints"
 
     def _texts(self) -> Dict[str, bytes]:
         """The other files of a model folder."""
@@ -364,8 +348,7 @@ def best_checkpoints(exp_dir: Path, by: str) -> List[Path]:
 def average(folders: Sequence[Path]) -> Dict[str, Tensor]:
     """The mean of the weights of several checkpoints, summed in float64; other tensors are those of the last one.
 
-    Raises:
-        UserError: a checkpoint is damaged, or its tensors differ from those of the last one.
+    Raises UserError if a checkpoint is damaged, or its tensors differ from those of the last one.
     """
     assert folders, "no checkpoint to average"
     for folder in folders:
@@ -425,9 +408,7 @@ def average_between(start: Path, end: Path) -> Dict[str, Tensor]:
     Both hold the mean since the run began, after s and e steps: (e * mean_e - s * mean_s) / (e - s), as icefall's
     ``average_checkpoints_with_averaged_model``. Steps are counted in whole periods.
 
-    Raises:
-        UserError: a checkpoint has no running average (``training.average_period`` was 0) or other tensors, or is
-            damaged.
+    Raises UserError if one has no running average (``training.average_period`` was 0), other tensors, or damage.
     """
     means, steps = [], []
     for folder in (start, end):

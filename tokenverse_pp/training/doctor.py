@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Callable, Iterator, List, Literal, Optional, Tuple
+from typing import Any, Callable, Generator, Iterator, Literal, Optional
 
 import numpy as np
 import soundfile
@@ -67,6 +67,9 @@ class Finding:
         return f"{self.verdict:8} {self.name:10} {self.found}" + (f" -> {self.advice}" if self.advice else "")
 
 
+Check = Generator[Finding, None, Any]  # yields its findings, and returns what later checks need, None if it failed
+
+
 def examine(config: Optional[Config] = None, encoder: str = "", gpus: int = 0) -> Iterator[Finding]:
     """Run all checks, one after another; each yields its findings when it is done.
 
@@ -79,33 +82,30 @@ def examine(config: Optional[Config] = None, encoder: str = "", gpus: int = 0) -
     gpus = gpus or max(1, torch.cuda.device_count())
     precision = config.training.precision if config else "fp32"
     backend = config.model.loss.backend if config else "auto"
-    yield from _guarded("torch", check_torch)
-    yield from _guarded("gpu", lambda: check_gpus(precision))
-    yield from _guarded(
-        "all-reduce", check_all_reduce, "see NCCL_DEBUG=INFO; try NCCL_P2P_DISABLE=1, NCCL_IB_DISABLE=1"
-    )
-    yield from _guarded("loss", lambda: check_loss(device, backend), "try --model.loss.backend torch")
-    yield from _guarded("audio", check_audio)
-    if config is None:
-        if encoder:
-            named = EncoderConfig(name=encoder)
-            yield from _guarded("encoder", lambda: check_encoder(named), ENCODER_ADVICE)
-        return
-    yield from check_run(config, device, gpus)
+    nccl = "see NCCL_DEBUG=INFO; try NCCL_P2P_DISABLE=1, NCCL_IB_DISABLE=1"
+    yield from _guarded("torch", check_torch())
+    yield from _guarded("gpu", check_gpus(precision))
+    yield from _guarded("all-reduce", check_all_reduce(), nccl)
+    yield from _guarded("loss", check_loss(device, backend), "try --model.loss.backend torch")
+    yield from _guarded("audio", check_audio())
+    if config is not None:
+        yield from check_run(config, device, gpus)
+    elif encoder:
+        yield from _guarded("encoder", check_encoder(EncoderConfig(name=encoder)), ENCODER_ADVICE)
 
 
 ENCODER_ADVICE = "set --model.encoder.name to its folder, or download it on a machine with network: hf download NAME"
 
 
-def _guarded(name: str, check: Callable[[], Iterator[Finding]], advice: str = "") -> Iterator[Finding]:
-    """Yield the findings of a check; an exception becomes a failed finding."""
+def _guarded(name: str, check: Check, advice: str = "") -> Check:
+    """Run a check; an exception becomes a failed finding."""
     try:
-        yield from check()
+        return (yield from check)
     except Exception as error:  # libraries and drivers raise errors of any type
-        yield Finding(name, "failed", one_line(error) or type(error).__name__, advice)
+        yield Finding(name, "failed", one_line(error), advice)
 
 
-def check_torch() -> Iterator[Finding]:
+def check_torch() -> Check:
     """Report versions and CPU cores."""
     found = f"{torch.__version__}, Python {platform.python_version()}, {os.cpu_count()} CPU cores"
     old = tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 1)
@@ -113,15 +113,14 @@ def check_torch() -> Iterator[Finding]:
     yield Finding("torch", "warning" if old else "ok", found, advice)
 
 
-def check_gpus(precision: str) -> Iterator[Finding]:
+def check_gpus(precision: str) -> Check:
     """Check for each GPU a matrix product, its free memory, and support for the run's precision."""
     if not torch.cuda.is_available():
         if Path("/dev/nvidiactl").exists() or shutil.which("nvidia-smi"):
             built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPUs only"
             advice = "install a torch for this driver (docs/install.md), and check that nvidia-smi works"
-            yield Finding(
-                "gpu", "failed", f"there is an NVIDIA driver, but torch (built for {built}) finds no GPU", advice
-            )
+            found = f"there is an NVIDIA driver, but torch (built for {built}) finds no GPU"
+            yield Finding("gpu", "failed", found, advice)
         else:
             yield Finding("gpu", "warning", "none: steps run on the CPU", "fine for the tutorial and for trials")
         return
@@ -130,9 +129,8 @@ def check_gpus(precision: str) -> Iterator[Finding]:
         properties = torch.cuda.get_device_properties(device)
         x = torch.ones(512, 512, device=device)
         if not bool((x @ x == 512).all()):
-            yield Finding(
-                "gpu", "failed", f"{number}: {properties.name}: a matrix product is wrong", "leave this GPU out"
-            )
+            found = f"{number}: {properties.name}: a matrix product is wrong"
+            yield Finding("gpu", "failed", found, "leave this GPU out")
             continue
         free, total = torch.cuda.mem_get_info(device)
         memory = f"{free / 2**30:.0f} of {total / 2**30:.0f} GiB free"
@@ -145,7 +143,7 @@ def check_gpus(precision: str) -> Iterator[Finding]:
             yield Finding("gpu", "ok", found)
 
 
-def check_all_reduce() -> Iterator[Finding]:
+def check_all_reduce() -> Check:
     """Run an all-reduce as in DDP: with NCCL, one process per GPU, or with two gloo processes on the CPU."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if count == 1:
@@ -204,7 +202,7 @@ def _milliseconds(run: Callable[[], Any], device: torch.device) -> float:
     return 1000 * (time.perf_counter() - began)
 
 
-def check_loss(device: torch.device, backend: str) -> Iterator[Finding]:
+def check_loss(device: torch.device, backend: str) -> Check:
     """Check that the run's backend and PyTorch agree on a small loss and its gradients."""
     chosen = resolve_backend(backend, device)
     there = []
@@ -239,7 +237,7 @@ def _small_loss(device: torch.device, backend: str) -> torch.Tensor:
     return torch.cat([loss.pruned.detach().cpu(), am.grad.norm().cpu()[None]])  # type: ignore[union-attr]
 
 
-def check_audio() -> Iterator[Finding]:
+def check_audio() -> Check:
     """Check that files of the common formats can be written and decoded."""
     samples = 0.5 * np.sin(np.arange(16000) * 2 * np.pi * 440 / 16000).astype(np.float32)
     works, fails = [], []
@@ -279,50 +277,43 @@ def check_audio() -> Iterator[Finding]:
         yield Finding("audio", "ok", found)
 
 
-def check_encoder(config: EncoderConfig) -> Iterator[Finding]:
-    """Check that the encoder is found and its weights fit."""
+def check_encoder(config: EncoderConfig) -> Check:
+    """Check that the encoder is found and its weights fit; return True."""
     encoder = build_encoder(config)
     size = sum(p.numel() for p in encoder.parameters())
     weights = "random weights" if config.random_init else "pretrained"
     yield Finding("encoder", "ok", f"{config.name}, {size / 1e6:.1f} M parameters, {weights}, kind {config.kind}")
+    return True
 
 
-def check_run(config: Config, device: torch.device, gpus: int) -> Iterator[Finding]:
+def check_run(config: Config, device: torch.device, gpus: int) -> Check:
     """Check what a configuration needs: data, encoder, tokenizer, disk, and memory and time of its batches."""
     load_plugins(config.tasks.plugins)
-    outcome = yield from _tracked(_guarded("data", lambda: check_files(config)))
-    if outcome and config.data.stored_features is None:
+    has_data = yield from _guarded("data", check_files(config))
+    if has_data and config.data.stored_features is None:
         config = replace(config, data=replace(config.data, stored_features=has_features(config)))
-    fine = yield from _tracked(_guarded("encoder", lambda: check_encoder(config.model.encoder), ENCODER_ADVICE))
-    if not (outcome and fine):
+    has_encoder = yield from _guarded("encoder", check_encoder(config.model.encoder), ENCODER_ADVICE)
+    if not (has_data and has_encoder):
         yield Finding("memory", "skipped", "needs the data and the encoder")
         return
-    parts: List[Tuple[Transducer, Inputs]] = []
-    yield from _guarded("tokenizer", lambda: make_parts(config, device, parts))
-    if not parts:
+    parts = yield from _guarded("tokenizer", make_parts(config, device))
+    if parts is None:
         return
-    model, inputs = parts[0]
-    yield from _guarded("disk", lambda: check_disk(config, model))
-    rates: List[float] = []
-    yield from _guarded("memory", lambda: check_memory(config, model, inputs, device, gpus, rates))
-    if not rates:
+    model, inputs = parts
+    yield from _guarded("disk", check_disk(config, model))
+    rate = yield from _guarded("memory", check_memory(config, model, inputs, device, gpus))
+    if rate is None:
         return
-    yield from _guarded("loader", lambda: check_loader(config, inputs, rates[0]))
-    yield Finding("time", "ok", estimate(config, gpus, rate=rates[0]).describe().replace("as given", "measured here"))
+    yield from _guarded("loader", check_loader(config, inputs, rate))
+    yield Finding("time", "ok", estimate(config, gpus, rate=rate).describe().replace("as given", "measured here"))
 
 
-def _tracked(findings: Iterator[Finding]) -> Any:
-    """Yield findings; return whether none of them has failed."""
-    fine = True
-    for finding in findings:
-        fine = fine and finding.verdict != "failed"
-        yield finding
-    return fine
+def check_files(config: Config) -> Check:
+    """Check the files of data.train and data.valid: number of cuts, and labels and audio of a sample.
 
-
-def check_files(config: Config) -> Iterator[Finding]:
-    """Check the files of data.train and data.valid: number of cuts, and labels and audio of a sample."""
-    tasks = build_tasks(config.tasks.names, config.tasks.options())
+    Returns whether all are fine.
+    """
+    tasks, fine = build_tasks(config.tasks.names, config.tasks.options()), True
     if not config.data.train:
         raise UserError("--data.train: expected at least one CutSet file")
     for path in (*config.data.train, *config.data.valid):
@@ -334,11 +325,13 @@ def check_files(config: Config) -> Iterator[Finding]:
             check_sample(path, config, ALONE, SAMPLE)
             yield Finding("data", "ok", f"{path}: {source.count} cuts, {min(SAMPLE, source.count)} looked at")
         except UserError as error:
+            fine = False
             yield Finding("data", "failed", str(error), "see docs/manifests.md; `manifest validate` lists all problems")
+    return fine
 
 
-def make_parts(config: Config, device: torch.device, parts: List[Tuple[Transducer, Inputs]]) -> Iterator[Finding]:
-    """Check the tokenizer; put the model, on the device, and its training inputs into ``parts``."""
+def make_parts(config: Config, device: torch.device) -> Check:
+    """Check the tokenizer; return the model, on the device, and its training inputs."""
     tasks = build_tasks(config.tasks.names, config.tasks.options())
     rounds = open_rounds(config.data, config.training.seed)
     cuts = sum(source.count for source in rounds.sources)
@@ -360,11 +353,10 @@ def make_parts(config: Config, device: torch.device, parts: List[Tuple[Transduce
     model = build_model(config, tasks, tokenizer).to(device)
     set_threads(config.training.threads, model)
     valid = load_cuts(config.data.valid, "data.valid") if config.data.valid else []
-    inputs = make_inputs(config, DistributedContext(device=device), tasks, tokenizer, model.encoder, rounds, valid)
-    parts.append((model, inputs))
+    return model, make_inputs(config, DistributedContext(device=device), tasks, tokenizer, model.encoder, rounds, valid)
 
 
-def check_disk(config: Config, model: Transducer) -> Iterator[Finding]:
+def check_disk(config: Config, model: Transducer) -> Check:
     """Check the room for checkpoints: weights, AdamW's two moments, and the running average in float64."""
     t = config.training
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -384,18 +376,15 @@ def check_disk(config: Config, model: Transducer) -> Iterator[Finding]:
     yield Finding("disk", "failed" if needed > free else "ok", found, few if needed > free else "")
 
 
-def check_memory(
-    config: Config, model: Transducer, inputs: Inputs, device: torch.device, gpus: int, rates: List[float]
-) -> Iterator[Finding]:
-    """Run the largest batches, and steps on the one with the most audio; put the rate of these into ``rates``.
+def check_memory(config: Config, model: Transducer, inputs: Inputs, device: torch.device, gpus: int) -> Check:
+    """Run the largest batches, and steps on the one with the most audio.
 
-    The rate is in seconds of audio, including padding, per second.
+    Returns the rate of these, in seconds of audio, including padding, per second.
     """
     if config.training.strategy == "fsdp" and gpus > 1:
-        yield Finding(
-            "memory", "skipped", "training.strategy fsdp needs its ranks", "set --training.scan true in the run"
-        )
-        return
+        advice = "set --training.scan true in the run"
+        yield Finding("memory", "skipped", "training.strategy fsdp needs its ranks", advice)
+        return None
     world, sampler, dataset = DistributedContext(device=device), inputs.sampler, inputs.dataset
     optimizer = make_optimizer(model, config.optim, pretrained_prefixes(config))
     if config.model.encoder.checkpoint_layers == "auto":
@@ -412,7 +401,6 @@ def check_memory(
         stepper([batch], 1)
         times = [_milliseconds(partial(stepper, [batch], number), device) for number in (2, 3)]
     seconds = len(batch["cut_ids"]) * max(cut.duration for cut in cuts)
-    rates.append(1000 * seconds / min(times))
     limit = memory_limit(device, config)
     # The peak includes AdamW's moments, but not DDP's buckets and accumulated gradients.
     peak = peak_memory(device) + memory_of_updates(model, optimizer, config, DistributedContext(0, gpus, device))
@@ -424,9 +412,10 @@ def check_memory(
         yield Finding("memory", "failed", f"{found} with {gpus} ranks, more than {limit:.0f} MB", advice)
     else:
         yield Finding("memory", "ok", f"{found} with {gpus} ranks, of {limit:.0f} MB")
+    return 1000 * seconds / min(times)
 
 
-def check_loader(config: Config, inputs: Inputs, rate: float) -> Iterator[Finding]:
+def check_loader(config: Config, inputs: Inputs, rate: float) -> Check:
     """Load batches as in training for some seconds, and compare the speed with the rate of the steps."""
     loaded = 0.0
     batches: Any = train_batches(inputs.sampler, inputs.dataset, config.data, SamplerState())

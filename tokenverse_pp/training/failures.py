@@ -98,9 +98,8 @@ STOPPED = 128 + signal.SIGTERM  # exit code of a run stopped by a signal, which 
 class Watch:
     """Watches the other ranks from a thread.
 
-    Args:
-        store: a connection to the key-value store, used only by this object.
-        patience: seconds without a heartbeat after which a rank counts as dead.
+    ``store``: its own connection to the key-value store. ``patience``: seconds without a heartbeat after which a rank
+    counts as dead.
     """
 
     def __init__(self, store: Any, rank: int, size: int, patience: float, leave: Callable[[str], None]):
@@ -295,12 +294,6 @@ def _leave(message: str, code: int = EXIT_CODE) -> None:
     os._exit(code)
 
 
-def _finish_by_itself() -> None:
-    """Ignore SIGTERM: torchrun sends it once a peer has ended, maybe before the error is printed here."""
-    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
 @contextlib.contextmanager
 def looking_after(watch: Optional[Watch]) -> Iterator[None]:
     """Run the work of a rank: an error here ends all ranks; an error caused by another rank names that rank."""
@@ -310,7 +303,10 @@ def looking_after(watch: Optional[Watch]) -> Iterator[None]:
         if watch is not None:
             if not isinstance(error, (UserError, KeyboardInterrupt)):
                 watch.explain()
-            _finish_by_itself()
+            handled = signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+            if handled and threading.current_thread() is threading.main_thread():
+                # torchrun sends it once a peer has ended, maybe before the error is printed here.
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
             watch.announce(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
         raise
     if watch is not None:

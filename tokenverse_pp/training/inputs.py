@@ -119,8 +119,7 @@ def make_inputs(
 def longest_seconds(config: Config, encoder: Encoder) -> float:
     """Return the longest duration of a cut: ``data.max_seconds``, or the encoder's limit if that is lower.
 
-    Raises:
-        UserError: the encoder cannot run in the chunks of ``model.streaming``.
+    Raises UserError if the encoder cannot run in the chunks of ``model.streaming``.
     """
     s, limit = config.model.streaming, encoder.backbone.max_samples
     for chunks in (ChunkOptions(ms, strict=s.strict) for ms in s.chunk_ms if ms):
@@ -228,11 +227,8 @@ def same_corpora(rounds: Rounds, world: DistributedContext, valid: Sequence[str]
 def check_labels(manifest: Path, tasks: TaskSet, world: DistributedContext, bar: Any = None) -> Set[str]:
     """Check a manifest against the label schema, each rank its part, and that no id occurs twice.
 
-    Returns:
-        The tasks that cuts of this rank's part are labelled for.
-
-    Raises:
-        UserError: on all ranks, naming the first problem and the number of others in that rank's part.
+    Returns the tasks that cuts of this rank's part are labelled for. Raises UserError on all ranks, naming the first
+    problem and the number of others in that rank's part.
     """
     hashes = array("Q")  # of ids
     labelled: Set[str] = set()
@@ -267,14 +263,9 @@ def check_labels(manifest: Path, tasks: TaskSet, world: DistributedContext, bar:
 def check_sample(path: str, config: Config, world: DistributedContext, most: Optional[int] = None) -> None:
     """Check that audio or stored features exist for this rank's part of a sample of a file's cuts.
 
-    The sample of a Shar folder are the first cuts of its shards; all its tar files must have an end. Those in object
-    storage are not fetched.
-
-    Args:
-        most: size of the sample; None: ``data.validate_audio``.
-
-    Raises:
-        UserError: naming the first cut whose audio is missing, or its features in a chunk setting of the run.
+    The sample (``most`` cuts, or ``data.validate_audio``) of a Shar folder are the first cuts of its shards; all its
+    tar files must have an end. Those in object storage are not fetched. Raises UserError, naming the first cut whose
+    audio is missing, or its features in a chunk setting of the run.
     """
     most = config.data.validate_audio if most is None else most
     total, cuts = open_source(path).to_check(most, world.rank, world.size)

@@ -132,11 +132,7 @@ Drawn = Dict[str, Dict[str, Any]]
 
 
 class Meter:
-    """Means over the steps since the last log record.
-
-    Args:
-        rows: consecutive rows of a batch that are one cut: 2 with ``tasks.paired``.
-    """
+    """Means over the steps since the last log record; ``rows``: those of a cut in a batch, 2 with ``tasks.paired``."""
 
     def __init__(self, tasks: Sequence[str] = (), rows: int = 1):
         self.tasks, self.rows = tasks, rows

@@ -32,10 +32,8 @@ def pick_recomputed(
     """Recompute as few layers as fit into memory, the same number on all ranks; return a line for the log.
 
     Runs the largest batches forward and backward with none, all and, by bisection, other numbers of layers recomputed.
-    If memory cannot be measured (CPUs), nothing changes, and the line is empty.
-
-    Raises:
-        UserError: naming the cuts of a batch that does not fit with all layers recomputed.
+    If memory cannot be measured (CPUs), nothing changes, and the line is empty. Raises UserError, naming the cuts of a
+    batch that does not fit with all layers recomputed.
     """
     limit = memory_limit(world.device, config)
     if limit is None:

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from tokenverse_pp.base.config import LossConfig, OptimConfig
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.distributed import local, sharded_like
-from tokenverse_pp.models.encoders.base import Backbone
 from tokenverse_pp.models.transducer import Transducer
 from tokenverse_pp.training.transfer import VOCABULARY_ROWS, Before, old_row_of_each
 
@@ -23,7 +22,7 @@ ALL = -1  # layers of the encoder
 
 
 def parameter_groups(
-    model: nn.Module,
+    model: Transducer,
     config: OptimConfig,
     pretrained: Tuple[str, ...],
     undecayed: Collection[str] = (),
@@ -34,7 +33,6 @@ def parameter_groups(
     Biases, norms and the tables of task vectors have no weight decay.
 
     Args:
-        model: its parameters that require gradients are used.
         pretrained: name prefixes of pretrained parameters.
         undecayed: names of other parameters without weight decay.
         top: see `layers_below_top`.
@@ -56,20 +54,14 @@ def parameter_groups(
     ]
 
 
-def layers_below_top(model: nn.Module, top: Optional[int] = None) -> Dict[int, int]:
+def layers_below_top(model: Transducer, top: Optional[int] = None) -> Dict[int, int]:
     """Return for each parameter of the pretrained encoder (by ``id``) the number of running layers above it.
 
     0 for the highest layer that runs and the final norm; the number of layers that run for parameters below the lowest.
-
-    Args:
-        model: has the encoder; the result is empty for another module.
-        top: number of layers to count, from the lowest; None: those that run (`Encoder.highest_layer`).
+    ``top``: number of layers to count, from the lowest; None: those that run (`Encoder.highest_layer`).
     """
-    encoder = getattr(model, "encoder", None)
-    backbone = getattr(encoder, "backbone", None)
-    if encoder is None or backbone is None:
-        return {}
-    count = encoder.highest_layer if top is None else top
+    backbone = model.encoder.backbone
+    count = model.encoder.highest_layer if top is None else top
     below = {id(parameter): count for parameter in backbone.parameters()}
     for number, layer in enumerate(backbone.layers):
         below.update((id(parameter), max(0, count - 1 - number)) for parameter in layer.parameters())
@@ -79,7 +71,7 @@ def layers_below_top(model: nn.Module, top: Optional[int] = None) -> Dict[int, i
 
 
 def make_optimizer(
-    model: nn.Module, config: OptimConfig, pretrained: Tuple[str, ...], undecayed: Collection[str] = ()
+    model: Transducer, config: OptimConfig, pretrained: Tuple[str, ...], undecayed: Collection[str] = ()
 ) -> torch.optim.AdamW:
     """Return AdamW over `parameter_groups`, on a GPU with one kernel for all parameters (torch 2.0)."""
     groups = parameter_groups(model, config, pretrained, undecayed)
@@ -119,26 +111,17 @@ class FreezeSchedule:
     Layers above the highest one that runs (``encoder.layers``) do not count. With n > 0 the final norm is trained too;
     n = -1 trains all that `EncoderConfig` does not freeze. The rest of the model is always trained.
 
-    Args:
-        model: not wrapped for DDP.
-        stages: [step, n] pairs with rising steps from 0; empty: everything is trained from the start.
-
-    Raises:
-        UserError: the encoder has fewer layers, or is not trained at all.
+    ``stages``: [step, n] pairs with rising steps from 0; empty: everything is trained from the start. Raises UserError
+    if the encoder has fewer layers, or is not trained at all.
     """
 
-    def __init__(self, model: nn.Module, stages: Sequence[Sequence[int]]):
+    def __init__(self, model: Transducer, stages: Sequence[Sequence[int]]):
         self.stages = [(step, layers) for step, layers in stages]
         self.layers = ALL  # currently trained
-        encoder = getattr(model, "encoder", None)
-        self.backbone: Optional[Backbone] = getattr(encoder, "backbone", None)
-        parameters = self.backbone.parameters() if self.backbone is not None else []
-        self.trained: List[nn.Parameter] = [p for p in parameters if p.requires_grad]
-        if not self.stages:
-            return
-        if self.backbone is None or not self.trained:
+        self.backbone, self.highest = model.encoder.backbone, model.encoder.highest_layer
+        self.trained = [p for p in self.backbone.parameters() if p.requires_grad]
+        if self.stages and not self.trained:
             raise UserError("--training.freeze: nothing of the encoder is trained: expected kind finetune")
-        self.highest: int = encoder.highest_layer  # type: ignore[union-attr,assignment]
         wrong = [layers for _, layers in self.stages if layers > self.highest]
         if wrong:
             raise UserError(f"--training.freeze: the encoder has {self.highest} layers, not {wrong[0]}")
@@ -150,7 +133,7 @@ class FreezeSchedule:
             return False
         self.layers = layers
         modules: List[nn.Module] = []
-        if layers > 0 and self.backbone is not None:
+        if layers > 0:
             modules += list(self.backbone.layers)[: self.highest][-layers:]
             modules += [self.backbone.final_norm] if self.backbone.final_norm is not None else []
         top = {id(parameter) for module in modules for parameter in module.parameters()}

@@ -108,11 +108,9 @@ class Stepper:
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
     def __call__(self, batches: Sequence[Batch], step: int, skipped: int = 0) -> StepResult:
-        """Forward, backward and update on this rank's batches.
+        """Forward, backward and update on this rank's batches, in the step with this number, from 0.
 
-        Args:
-            step: number of this step, from 0.
-            skipped: earlier steps that changed no weight; schedules do not count them.
+        ``skipped``: earlier steps that changed no weight; schedules do not count them.
         """
         c = self.config
         update = step - skipped
@@ -147,8 +145,9 @@ class Stepper:
         simple_mean, pruned_mean, ctc_mean = (value / frames for value in read[:3])
         loss = simple_scale * simple_mean + pruned_scale * pruned_mean + ctc_scale * ctc_mean
         bad_cuts: List[str] = []
-        if not all(map(math.isfinite, mine)):
-            bad_cuts = [cut_id for batch, losses in zip(batches, found) for cut_id in not_finite(losses, batch)]
+        for batch, losses in zip(batches, found) if not all(map(math.isfinite, mine)) else ():
+            each = (losses.simple + losses.pruned + losses.ctc).tolist()
+            bad_cuts += [cut_id for cut_id, value in zip(batch["cut_ids"], each) if not math.isfinite(value)]
         # Update.
         # The lattice has no gradient if no path has a finite score: a loss of NaN may come with finite gradients.
         skipped = not (math.isfinite(loss) and math.isfinite(norm))
@@ -188,12 +187,6 @@ def forward(model: nn.Module, batch: Batch, stored: bool) -> Losses:
     """Run the model on a batch."""
     inputs = (batch["inputs"], batch["lens"], batch["active"], batch["tokens"], batch["token_lens"])
     return model(*inputs, stored=stored, chunks=batch.get("chunks"))
-
-
-def not_finite(losses: Losses, batch: Batch) -> List[str]:
-    """The ids of the cuts of a batch whose loss is not finite."""
-    whole = losses.simple.detach() + losses.pruned.detach() + losses.ctc.detach()
-    return [cut_id for cut_id, loss in zip(batch["cut_ids"], whole.tolist()) if not math.isfinite(loss)]
 
 
 def cut_ids(batches: Sequence[Batch]) -> List[str]:
@@ -257,10 +250,8 @@ def scan(
 ) -> List[str]:
     """Run the largest batches forward and backward; return a line for each, with its peak memory.
 
-    Weights, buffers and the random numbers of later steps do not change.
-
-    Raises:
-        UserError: naming the cuts of the first batch that does not fit into memory.
+    Weights, buffers and the random numbers of later steps do not change. Raises UserError, naming the cuts of the first
+    batch that does not fit into memory.
     """
     lines = []
     with unchanged_buffers(model):

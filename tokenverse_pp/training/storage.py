@@ -45,8 +45,7 @@ Offer = Dict[str, Any]  # name of a checkpoint -> checksums of its tensors
 def check_storage(exp_dir: Path, world: DistributedContext) -> None:
     """Check that the machines share the experiment folder, or that none does, as ``training.storage`` says.
 
-    Raises:
-        UserError: on all processes; the message names two machines.
+    Raises UserError on all processes, naming two machines.
     """
     hosts = dict(world.gather((world.machine, socket.gethostname())))
     if len(hosts) < 2:
@@ -310,11 +309,7 @@ class RemoteRun:
         self._thread.start()
 
     def wait(self, needed: bool = False) -> None:
-        """Wait for the upload. A failure is logged, and the next upload tries again.
-
-        Raises:
-            UserError: the upload failed, and is ``needed``.
-        """
+        """Wait for the upload. A failure is logged, and the next upload tries again; UserError if it is ``needed``."""
         if self._thread is not None:
             self._thread.join()
         self._thread, problem, self._problem = None, self._problem, None
@@ -334,7 +329,7 @@ class RemoteRun:
         except OSError as error:
             self._problem = UserError(f"{self.folder}: cannot be read: {error}")
         except Exception as error:  # otherwise nobody would see what a library raises in this thread
-            self._problem = UserError(f"{self.url}: {one_line(error) or type(error).__name__}")
+            self._problem = UserError(f"{self.url}: {one_line(error)}")
 
     def _upload_changed(self, names: List[str]) -> None:
         """Upload changed files, a folder's checksums last; then delete remote checkpoints that are no longer here."""

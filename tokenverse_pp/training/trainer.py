@@ -24,12 +24,7 @@ from tokenverse_pp.losses.devices import compiled_layer, grad_scaler
 from tokenverse_pp.models import checkpoint
 from tokenverse_pp.models.bundle import load_weights, pretrained_prefixes
 from tokenverse_pp.models.transducer import Transducer
-from tokenverse_pp.training.checkpoints import (
-    Saver,
-    changed_options,
-    check_unchanged,
-    set_later_aside,
-)
+from tokenverse_pp.training.checkpoints import Saver, changed_options, check_unchanged, retain, set_later_aside
 from tokenverse_pp.training.failures import StopRequest
 from tokenverse_pp.training.inputs import same_corpora
 from tokenverse_pp.training.log import Meter, RunLog, add_drawn, drawn_table, plot_curves, read_log
@@ -103,8 +98,7 @@ class Trainer:
     def run(self, stop: Optional[StopRequest] = None) -> Optional[Path]:
         """Train until the last step or epoch; return the folder of the averaged model.
 
-        Args:
-            stop: if it asks any rank to stop, all ranks save a checkpoint after the step, and return None.
+        If ``stop`` asks any rank to stop, all ranks save a checkpoint after the step, and return None.
         """
         try:
             with stop or StopRequest() as self.stop:
@@ -238,6 +232,7 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint, then delete those that are no longer needed (on the ranks that write)."""
+        t = self.config.training
         self._share_trained()
         if self.remote and self.saved == self.step:  # the upload may still read the folder that is replaced now
             self.remote.wait()
@@ -247,7 +242,7 @@ class Trainer:
             self.remote.wait()
         with self.world.failing_together():
             if self.world.writes:
-                self.saver.retain()
+                retain(self.exp_dir, t.keep_last, max(t.keep_best, bool(t.patience)), t.best_by)
         if self.remote:
             self.remote.upload()
         self.saved = self.step

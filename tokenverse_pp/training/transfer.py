@@ -60,13 +60,9 @@ class InitialModel:
 
 
 def read_source(config: Config, tasks: TaskSet) -> InitialModel:
-    """Read the model that ``training.init_from`` names.
+    """Read the model that ``training.init_from`` names; ``tasks`` are those of the run.
 
-    Args:
-        tasks: tasks of the run, which must include all tasks of the model.
-
-    Raises:
-        UserError: there is no model, or it has a task or token that the run does not list.
+    Raises UserError if there is no model, or if it has a task or token that the run does not list.
     """
     folder = find_model(Path(str(config.training.init_from)))
     checkpoint.check_model(folder)
@@ -128,12 +124,8 @@ def continue_vectors(config: Config, source: Optional[InitialModel], start: Opti
 def before_of(config: Config, source: Optional[InitialModel], start: Optional[Path]) -> Optional[Before]:
     """Return the model before the run began (a pretrained transducer too); None for a run from scratch.
 
-    Args:
-        source: see `read_source`; None without ``training.init_from``.
-        start: the checkpoint that the run resumes from, whose state stores it.
-
-    Raises:
-        UserError: ``training.train_only`` is not ``all`` in a run from scratch.
+    ``source``: see `read_source`. ``start``: the checkpoint that the run resumes from, whose state stores it. Raises
+    UserError if ``training.train_only`` is not ``all`` in a run from scratch.
     """
     before = source.before if source else None
     if not source and not start and config.model.transducer == "pretrained":
@@ -212,14 +204,8 @@ def start_from_pretrained(name: str, model: Transducer, below_mean: float) -> in
 
     Rows of new tokens start as in `extended_state`. The simple joiner, which finds the pruning bounds and which the
     checkpoint does not have, starts as a linear approximation of the joiner: relu(a + b) and tanh(a + b) of spread
-    values are about (a + b) / 2, so its logits are half of W (a + b), plus the bias.
-
-    Args:
-        model: has the sizes of `tokenverse_pp.models.pretrained_transducer.set_sizes`.
-        below_mean: see `extended_state`.
-
-    Raises:
-        UserError: the checkpoint cannot be read, or does not fit.
+    values are about (a + b) / 2, so its logits are half of W (a + b), plus the bias. ``model`` has the sizes of
+    `pretrained_transducer.set_sizes`. Raises UserError if the checkpoint cannot be read, or does not fit.
     """
     vocabulary = read_vocabulary(name)
     theirs = config_of(name)
@@ -303,14 +289,8 @@ def matched_encoder(state: State, source: InitialModel, model: Transducer) -> Tu
 def widened_adapters(state: State, ours: State, source: InitialModel, config: EncoderConfig) -> State:
     """Convert adapters of a lower rank or of another scale (alpha / rank) to the shapes and the scale of ours.
 
-    The added rows of A are random, the added columns of B zero: the model's output does not change.
-
-    Args:
-        state: the source's tensors.
-        ours: tensors of the model's encoder, with its initial adapters.
-
-    Raises:
-        UserError: the source's rank is higher.
+    The added rows of A are random, the added columns of B zero: the model's output does not change. ``ours``: tensors
+    of the model's encoder, with its initial adapters. Raises UserError if the source's rank is higher.
     """
     theirs, rank = source.encoder, config.lora_rank
     if theirs.lora_rank > rank:
@@ -338,11 +318,9 @@ def frozen_by(config: EncoderConfig, backbone: Backbone) -> Callable[[str], bool
         return lambda name: False
     if config.kind == "frozen" or config.lora_rank:
         return lambda name: True
-    modules = {id(module): f"{name}." for name, module in backbone.named_modules()}
-    trained = [modules[id(layer)] for layer in backbone.layers[config.split_layer : backbone.highest(config.layers)]]
-    if -1 in config.layers and backbone.final_norm is not None:
-        trained.append(modules[id(backbone.final_norm)])
-    return lambda name: not name.startswith(tuple(trained))
+    ids = {id(module) for module in backbone.upper(config.split_layer, config.layers)}
+    trained = tuple(f"{name}." for name, module in backbone.named_modules() if id(module) in ids)
+    return lambda name: not name.startswith(trained)
 
 
 def _count(tensors: State) -> str:

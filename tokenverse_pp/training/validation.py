@@ -36,15 +36,15 @@ from tokenverse_pp.training.steps import to_device
 log = logging.getLogger(__name__)
 
 
+@dataclasses.dataclass(frozen=True)
 class ChunkDraw:
     """Draws chunk size, left context and sinks, each uniformly from its list.
 
     The draw depends only on seed, epoch and the cuts of the batch: a resumed run repeats it, and ranks may differ.
     """
 
-    def __init__(self, config: StreamingConfig, seed: int = 0):
-        self.config = config
-        self.seed = seed
+    config: StreamingConfig
+    seed: int = 0
 
     def __call__(self, cut_ids: Sequence[str], epoch: int) -> Optional[ChunkOptions]:
         """The chunks of a batch, or None for full context."""
@@ -103,15 +103,19 @@ class Validator:
         model.eval()
         for vectors in model.task_vectors:
             vectors.refuses = False  # training may use a combination of these cuts later, or never
-        names = self.dataset.tasks.names
+        names, stored, precision = (
+            self.dataset.tasks.names,
+            self.dataset.stored_features,
+            self.config.training.precision,
+        )
         sums = [0.0] * (3 + 2 * len(names))  # pruned loss, frames, tokens; log-probabilities and tokens of each task
         records: List[Record] = []
-        recognizer = self._recognizer(model)
+        bundle = ModelBundle(self.config, self.dataset.tasks, self.dataset.tokenizer, model)
+        search = SearchOptions(method="greedy")
+        recognizer = Recognizer(bundle, DecodeOptions(search, stored_features=stored, precision=precision))
         for cuts, batch in self._loaded():
-            out, lens = recognizer.encode(
-                batch["inputs"], batch["lens"], batch["active"], self.dataset.stored_features, batch["chunks"]
-            )
-            with autocast(self.world.device, self.config.training.precision):
+            out, lens = recognizer.encode(batch["inputs"], batch["lens"], batch["active"], stored, batch["chunks"])
+            with autocast(self.world.device, precision):
                 losses = model.losses(out, lens, batch["tokens"], batch["token_lens"])
                 log_probs = model.token_log_probs(out, lens, batch["tokens"], batch["token_lens"])
             lengths = [float(losses.frames.sum()), float(batch["token_lens"].sum())]  # on the CPU
@@ -119,9 +123,7 @@ class Validator:
             sums = [a + b for a, b in zip(sums, [found[0], *lengths, *found[1:]])]
             if recognizer.inactive == "strip" and not bool(batch["active"].all()):
                 everything = torch.ones_like(batch["active"])
-                out, lens = recognizer.encode(
-                    batch["inputs"], batch["lens"], everything, self.dataset.stored_features, batch["chunks"]
-                )
+                out, lens = recognizer.encode(batch["inputs"], batch["lens"], everything, stored, batch["chunks"])
             records += self._search(recognizer, cuts, out, lens)
         model.train()
         pruned, frames, tokens, *by_task = self.world.sum(sums)
@@ -171,16 +173,6 @@ class Validator:
         masks["asr"] = valid & ~is_task_token
         pairs = [(log_probs.masked_fill(~mask, 0.0).sum(), mask.sum()) for mask in masks.values()]
         return [number for pair in pairs for number in pair]
-
-    def _recognizer(self, model: Transducer) -> Recognizer:
-        """The recognizer of batch decoding, with a greedy search."""
-        bundle = ModelBundle(self.config, self.dataset.tasks, self.dataset.tokenizer, model)
-        options = DecodeOptions(
-            SearchOptions(method="greedy"),
-            stored_features=self.dataset.stored_features,
-            precision=self.config.training.precision,
-        )
-        return Recognizer(bundle, options)
 
     def _search(self, recognizer: Recognizer, cuts: Sequence[Cut], out: Tensor, lens: Tensor) -> List[Record]:
         """Return the hypotheses of a batch, out (N, T', C) and lens (N,), as records of hyps.jsonl."""

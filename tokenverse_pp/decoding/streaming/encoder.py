@@ -7,6 +7,7 @@ from typing import Dict, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.errors import UserError
@@ -17,14 +18,13 @@ from tokenverse_pp.decoding.streaming.stages import (
     GridStage,
     Layers,
     Positions,
-    Registers,
     Stack,
     Stage,
     State,
-    Vectors,
-    WithoutRegisters,
+    Stateless,
     batch_states,
     split_state,
+    vectors_stages,
 )
 from tokenverse_pp.models.encoders.kinds import FinetuneEncoder, FrozenEncoder, SplitEncoder
 from tokenverse_pp.models.encoders.wav2vec2 import Wav2Vec2Backbone
@@ -106,18 +106,12 @@ class StreamingEncoder:
     def step(
         self, chunks: Sequence[Tensor], states: Sequence[StreamState], last: Sequence[bool]
     ) -> Tuple[List[Tensor], List[StreamState]]:
-        """Encode one chunk of each stream.
+        """Encode one chunk of each stream; return the output (T_i, C) of each, and the new states.
 
         Args:
-            chunks: (S_i,) float32 at 16 kHz: exactly ``chunk_samples``, fewer (or none) only if ``last``.
+            chunks: (S_i,) float32 at 16 kHz: exactly ``chunk_samples`` (else ValueError), fewer (or none) if ``last``.
             states: from `start` or the previous step; they are not changed.
             last: whether the stream ends with this chunk.
-
-        Returns:
-            Output (T_i, C) of each, and the new states.
-
-        Raises:
-            ValueError: for a chunk of another length.
         """
         groups: Dict[Tuple[int, bool, bool, bool], List[int]] = {}
         for row, (chunk, state, ends) in enumerate(zip(chunks, states, last)):
@@ -156,17 +150,12 @@ def trim_windows(state: State, stages: Sequence[Stage]) -> State:
 
 
 def stages_of(transducer: Transducer, options: ChunkOptions, registers: int) -> List[Stage]:
-    """Return the encoder of a transducer as stages, with ``registers`` register frames.
-
-    Raises:
-        UserError: for an encoder that cannot be streamed.
-    """
+    """Return the encoder of a transducer as stages, with ``registers`` register frames (raises UserError)."""
     encoder = transducer.encoder
     if not isinstance(encoder, (FinetuneEncoder, FrozenEncoder, SplitEncoder)):
         raise UserError(f"streaming: {type(encoder).__name__} cannot be streamed")
     backbone, grid, like = encoder.backbone, encoder.grid(options), next(transducer.parameters())
-    before: List[Stage] = [] if transducer.feature_vectors is None else [Vectors(transducer.feature_vectors)]
-    after: List[Stage] = [] if transducer.encoder_vectors is None else [Vectors(transducer.encoder_vectors)]
+    before, after = vectors_stages(transducer.feature_vectors), vectors_stages(transducer.encoder_vectors)
     if not backbone.streams:
         raise UserError(f"streaming: {type(backbone).__name__} cannot be streamed; use a Whisper or wav2vec2 model")
     front: Stage
@@ -181,7 +170,11 @@ def stages_of(transducer: Transducer, options: ChunkOptions, registers: int) -> 
         return [front, *before, Positions(backbone, grid), layers, stack, *after]
     behind = grid.behind(registers)
     if registers:
-        before, after = [*before, Registers(registers)], [WithoutRegisters(registers // encoder.stack), *after]
+        # Frames of zeros. Later stages process them with a chunk's first frames, and keep their keys and values until
+        # those of a later chunk replace them.
+        count = registers // encoder.stack
+        before.append(Stateless(lambda x, place: F.pad(x, (0, 0, registers, 0)) if place.with_registers else x))
+        after.insert(0, Stateless(lambda x, place: x[:, count:] if place.with_registers else x))
     if isinstance(encoder, FrozenEncoder):
         seam = [Layers(backbone, encoder.layers, grid), *before]
     else:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.decoding.hypothesis import Calibration
-from tokenverse_pp.tasks.result import words_of_tokens
+from tokenverse_pp.tasks.result import text_of, words_of_tokens
 from tokenverse_pp.tasks.transcript import Word, is_task_token, word_spans
 
 DIGITS = 6  # of seconds and confidences in JSON
@@ -62,11 +62,6 @@ def check_range(largest: float, where: str) -> None:
     """Check the largest absolute value of samples (raises UserError, beginning with ``where``)."""
     if largest > LARGEST:
         raise UserError(f"{where}: expected samples in [-1, 1], got {largest:g}; divide 16-bit samples by 32768")
-
-
-def text_of(words: Iterable[Word]) -> str:
-    """The words with spaces between them."""
-    return " ".join(word.text for word in words)
 
 
 class WordReader:

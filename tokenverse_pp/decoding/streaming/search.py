@@ -131,15 +131,7 @@ class StreamingSearch:
         return self.method.open(state.memory)
 
     def step(self, outs: Sequence[Tensor], states: Sequence[SearchState]) -> Tuple[List[Found], List[SearchState]]:
-        """Search the next chunk of each stream.
-
-        Args:
-            outs: encoder output of each, (T_i, C); without NaN.
-            states: the state of each; not changed.
-
-        Returns:
-            What was found, and the new states.
-        """
+        """Search the next chunk of each stream, with encoder output (T_i, C) without NaN; return the new states too."""
         after = list(states)
         settled: List[List[Token]] = [[] for _ in outs]
         with inference(self.device):

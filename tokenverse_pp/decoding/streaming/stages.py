@@ -6,7 +6,7 @@ A stage keeps named tensors as its state: the last inputs of convolutions, the c
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, Callable, Dict, List, NamedTuple, Sequence
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from tokenverse_pp.models.encoders.context import (
 )
 from tokenverse_pp.models.encoders.wav2vec2 import Wav2Vec2Backbone
 from tokenverse_pp.models.encoders.whisper import WhisperBackbone
+from tokenverse_pp.models.transducer import TaskVectors
 
 
 class ChunkPlace(NamedTuple):
@@ -90,38 +91,20 @@ def convolve_onwards(conv: nn.Conv1d, x: Tensor, state: State, key: str, registe
     return convolve(conv, F.pad(history.transpose(1, 2), (0, right))).transpose(1, 2)
 
 
-class Vectors(Stage):
-    """Adds task vectors, (N, T, C) -> (N, T, C)."""
+class Stateless(Stage):
+    """A stage without state: a function of the frames (N, T, C) and the streams' place."""
 
-    def __init__(self, vectors: Callable[[Tensor], Tensor]) -> None:
-        self.vectors = vectors
-
-    def step(self, x: Tensor, state: State, place: ChunkPlace) -> Tensor:
-        """See Stage."""
-        return x + self.vectors(place.active)[:, None, :]
-
-
-class Registers(Stage):
-    """Prepends ``count`` frames of zeros (``vectors.registers``) to a chunk with registers, (N, T, C) -> (N, T', C).
-
-    Later stages process a chunk's register frames with its first frames, and keep their keys and values until those of
-    a later chunk replace them.
-    """
-
-    def __init__(self, count: int) -> None:
-        self.count = count
+    def __init__(self, function: Callable[[Tensor, ChunkPlace], Tensor]) -> None:
+        self.function = function
 
     def step(self, x: Tensor, state: State, place: ChunkPlace) -> Tensor:
         """See Stage."""
-        return F.pad(x, (0, 0, self.count, 0)) if place.with_registers else x
+        return self.function(x, place)
 
 
-class WithoutRegisters(Registers):
-    """Removes the register frames again, (N, T', C) -> (N, T, C)."""
-
-    def step(self, x: Tensor, state: State, place: ChunkPlace) -> Tensor:
-        """See Stage."""
-        return x[:, self.count :] if place.with_registers else x
+def vectors_stages(vectors: Optional[TaskVectors]) -> List[Stage]:
+    """The stage that adds task vectors, if there are any."""
+    return [] if vectors is None else [Stateless(lambda x, place: x + vectors(place.active)[:, None, :])]
 
 
 class Stack(Stage):
@@ -224,21 +207,19 @@ class Layers(GridStage):
     ) -> None:
         super().__init__(backbone, grid, f"layers{first}", backbone.hidden_size * len(wanted))
         self.backbone, self.wanted, self.first, self.normalise = backbone, tuple(wanted), first, normalise
-        highest = len(backbone.layers) if -1 in wanted else max(wanted)
-        for number in range(first, highest):
+        for number in range(first, backbone.highest(wanted)):
             attention = attention_of(backbone.layers[number])
             self.windows.append(AttentionWindow(f"layer{number}", attention.num_heads, attention.head_dim, grid))
 
     def run(self, x: Tensor, state: State, registers: int) -> Tensor:
         """See GridStage."""
         sight = look(state[self.frames], x.shape[1], self.grid, registers)
-        stable = getattr(self.backbone, "stable_layer_norm", True)
+        norm = self.backbone.final_norm
         kept: Dict[int, Tensor] = {self.first: x}
         for number, window in enumerate(self.windows, start=self.first):
-            x = run_layer(self.backbone.layers[number], x, stable, window, state, sight)
-            kept[number + 1] = x
+            x = kept[number + 1] = run_layer(self.backbone.layers[number], x, norm is not None, window, state, sight)
         if -1 in self.wanted:
-            kept[-1] = x if self.backbone.final_norm is None else self.backbone.final_norm(x)
+            kept[-1] = x if norm is None else norm(x)
         states = [kept[number] for number in self.wanted]
         return joined_states(states) if self.normalise else torch.cat(states, dim=-1)
 

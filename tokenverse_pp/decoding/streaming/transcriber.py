@@ -56,12 +56,7 @@ class Searcher:
     """
 
     def __init__(
-        self,
-        loaded: ModelBundle,
-        search: SearchOptions,
-        decoded: Sequence[str],
-        frames: float,
-        endpoint: Optional[int],
+        self, loaded: ModelBundle, search: SearchOptions, decoded: Sequence[str], frames: float, endpoint: Optional[int]
     ):
         self.loaded, self.options = loaded, search
         bonus = bonus_for(search, loaded.tokenizer, loaded.tasks.subset(decoded))
@@ -92,13 +87,7 @@ class Stream:
     """One stream: audio that waits for a full chunk, the states of encoder and search, the words so far."""
 
     def __init__(
-        self,
-        owner: Any,
-        name: str,
-        encoder: StreamState,
-        searcher: Searcher,
-        search: SearchState,
-        words: StreamWords,
+        self, owner: Any, name: str, encoder: StreamState, searcher: Searcher, search: SearchState, words: StreamWords
     ):
         self.owner, self.name, self.searcher = owner, name, searcher
         self.encoder, self.search, self.words = encoder, search, words
@@ -305,8 +294,7 @@ class StreamingTranscriber:
     def close(self, stream: Stream) -> List[Event]:
         """Close a stream: its remaining audio is transcribed, all tokens become final, and the last event is ``end``.
 
-        Raises:
-            UserError: if the stream is closed already.
+        Raises UserError if the stream is closed already.
         """
         stream.check_open(self)
         found = self._step([stream], [stream.waiting], last=True)[0]
@@ -329,11 +317,7 @@ class StreamingTranscriber:
         return found
 
     def _activate(
-        self,
-        tasks: Sequence[str],
-        searcher: Searcher,
-        name: str = OPTION,
-        languages: Optional[Tuple[str, ...]] = None,
+        self, tasks: Sequence[str], searcher: Searcher, name: str = OPTION, languages: Optional[Tuple[str, ...]] = None
     ) -> Tuple[Tensor, Constraints, FrozenSet[int]]:
         """Return tasks for the encoder (K + 1,), search constraints, and tokens to strip (raises UserError)."""
         known = self.loaded.tasks

@@ -30,8 +30,7 @@ def length_mask(lens: Tensor, size: int, device: Optional[torch.device] = None) 
     lens [3, 1], size 4 ->  [[1, 1, 1, 0],
                              [1, 0, 0, 0]]
 
-    The result is on ``device``, by default that of ``lens``. Keep lengths on the CPU, where reading them does not wait
-    for a GPU.
+    On ``device``, by default that of ``lens``. Keep lengths on the CPU, where reading them does not wait for a GPU.
     """
     lens = lens.to(device or lens.device, non_blocking=True)
     return torch.arange(size, device=lens.device) < lens.unsqueeze(1)
@@ -52,10 +51,7 @@ def zero_padding(x: Tensor, lens: Tensor) -> Tensor:
 def attention_bias(lens: Tensor, size: int, device: torch.device, seen: Optional[Tensor] = None) -> Optional[Tensor]:
     """Return the additive attention bias (N, 1, T, T) that masks padding, float32; None if nothing is masked.
 
-    Args:
-        lens: valid frames, (N,).
-        size: T.
-        seen: (T, T), true on the frames that each frame sees (`chunks.chunk_mask`).
+    ``lens``: valid frames, (N,). ``size``: T. ``seen``: (T, T), true on the frames that each frame sees (`chunk_mask`).
     """
     if seen is not None:
         return score_bias(length_mask(lens, size, device)[:, None, None, :] & seen, torch.float32)
@@ -200,16 +196,12 @@ class Encoder(nn.Module, ABC):
         """
 
     def grid(self, chunks: ChunkOptions) -> ChunkGrid:
-        """The chunks at the seam.
-
-        Raises:
-            UserError: the chunk is not a whole number of frames, or the encoder cannot run in chunks.
-        """
+        """The chunks at the seam; UserError if a chunk is no whole number of frames, or the encoder takes no chunks."""
         return self.backbone.grid(chunks, self.stack)
 
-    @abstractmethod
     def lookahead_ms(self, chunks: ChunkOptions) -> float:
         """How far a frame can see beyond the end of its chunk, in whole chunks; 0 if ``chunks.strict``."""
+        return 1000 * self.backbone.lookahead(self.grid(chunks), self.highest_layer) * self.frame_shift
 
     def feature_lens(self, lens: Tensor) -> Tensor:
         """Samples -> frames at the seam."""
@@ -265,7 +257,7 @@ class Backbone(nn.Module, ABC):
     frame_shift: float
     hop: int  # samples from one frame to the next
     receptive: int  # frame t of `embed` sees no sample from hop * t + receptive on
-    right_frames: int = 0  # frames that `transform` sees after a frame, apart from attention
+    norm_name: str = ""  # of the norm after the highest layer, in ``encoder``; empty if there is none
     streams: bool = False  # whether `decoding.streaming` can run it chunk by chunk, with state kept between them
     exports: bool = True  # whether `onnx` can export it
     max_samples: Optional[int] = None  # of an utterance in full context
@@ -314,7 +306,11 @@ class Backbone(nn.Module, ABC):
 
         Attention stops at the end of the chunk; convolutions do so only if ``grid.strict``.
         """
-        return 0 if grid.strict else grid.rounded_up(self.right_frames)
+        return 0 if grid.strict else grid.rounded_up(self.right_frames())
+
+    def right_frames(self) -> int:
+        """The number of frames after a frame that the positional convolution sees."""
+        return 0
 
     @abstractmethod
     def freeze_embedding(self) -> None:
@@ -327,7 +323,7 @@ class Backbone(nn.Module, ABC):
     @property
     def final_norm(self) -> Optional[nn.Module]:
         """The norm after the highest layer, if the model has one."""
-        return None
+        return getattr(self.encoder, self.norm_name) if self.norm_name else None
 
     @property
     def shardable_layers(self) -> List[nn.Module]:
@@ -355,6 +351,11 @@ class Backbone(nn.Module, ABC):
     def highest(self, wanted: Sequence[int]) -> int:
         """The number of the highest layer that the ``wanted`` hidden states need (see ``EncoderConfig.layers``)."""
         return len(self.layers) if -1 in wanted else max(wanted)
+
+    def upper(self, first: int, wanted: Sequence[int]) -> List[nn.Module]:
+        """The layers above hidden state ``first`` that the ``wanted`` ones need, and the final norm if they need it."""
+        norm = [self.final_norm] if -1 in wanted and self.final_norm is not None else []
+        return [*self.layers[first : self.highest(wanted)], *norm]
 
     def run_layers(self, x: Tensor, wanted: Sequence[int], arguments: Dict[str, Any], first: int = 0) -> List[Tensor]:
         """Run the layers up to the highest wanted one on x (N, T, C), each with the keyword ``arguments``.

@@ -159,14 +159,9 @@ def convolve(conv: nn.Conv1d, x: Tensor) -> Tensor:
 
 
 def chunked_convolution(conv: nn.Conv1d, x: Tensor, grid: ChunkGrid) -> Tensor:
-    """Run a "same" convolution whose right context is cut at the end of each frame's chunk.
+    """Run a "same" convolution whose right context is cut at the end of each frame's chunk, (N, T, C) -> (N, T, C').
 
-    Args:
-        conv: stride 1, any odd or even kernel, any groups.
-        x: (N, T, C), zero on padding.
-
-    Returns:
-        (N, T, C').
+    ``conv``: stride 1, any odd or even kernel, any groups. ``x``: zero on padding.
     """
     if grid.registers:
         registers, x = x.split([grid.registers, x.shape[1] - grid.registers], dim=1)
@@ -215,14 +210,9 @@ class Moments(NamedTuple):
 
 
 def running_moments(chunks: Tensor, lens: Tensor, grid: ChunkGrid) -> Moments:
-    """Moments of all valid frames up to each chunk's end.
+    """Moments (N, .., chunks) of all valid frames (lens (N,)) up to each chunk's end.
 
-    Args:
-        chunks: (N, .., chunks, size) from `in_chunks`, zero on padding.
-        lens: valid frames, (N,).
-
-    Returns:
-        Moments, each (N, .., chunks).
+    ``chunks``: (N, .., chunks, size) from `in_chunks`, zero on padding.
     """
     total = chunks.sum(-1, dtype=torch.float64).cumsum(-1)
     squares = chunks.square().sum(-1, dtype=torch.float64).cumsum(-1)

@@ -30,14 +30,9 @@ from tokenverse_pp.models.encoders.wav2vec2 import Wav2Vec2Backbone
 
 
 def visible_keys(lens: Tensor, size: int, device: torch.device, seen: Optional[Tensor] = None) -> Optional[Tensor]:
-    """The keys that each frame sees, (N, 1, T, T) bool; None: all.
+    """The keys that each frame sees, (N, 1, T, T) bool, for lens (N,), T = size and ``seen`` (T, T) bool; None: all.
 
     Padded frames see all valid frames, as the softmax of an empty row would be NaN.
-
-    Args:
-        lens: valid frames, (N,).
-        size: T.
-        seen: (T, T) bool, the frames that each frame sees.
     """
     if seen is None and not is_padded(lens, size):
         return None
@@ -88,15 +83,15 @@ def is_causal(depthwise: nn.Conv1d) -> bool:
     return depthwise.padding[0] == 0
 
 
-def layers_right(layer: Any) -> int:
-    """Frames of right context of a layer's convolution."""
-    depthwise = (layer.conv if hasattr(layer, "conv") else layer.conv_module).depthwise_conv
-    return 0 if is_causal(depthwise) else sides(depthwise)[1]
+class ConformerBackbone(Backbone):
+    """A backbone of conformer layers."""
 
-
-def layers_lookahead(layers: Any, grid: ChunkGrid, count: int) -> int:
-    """See `Backbone.lookahead`: a layer that sees one frame of the next chunk sees all of it, by attention below it."""
-    return 0 if grid.strict else sum(grid.rounded_up(layers_right(layer)) for layer in layers[:count])
+    def lookahead(self, grid: ChunkGrid, layers: int) -> int:
+        """See Backbone: a layer that sees one frame of the next chunk sees all of it, by attention below it."""
+        found: List[Any] = [] if grid.strict else list(self.layers[:layers])
+        modules = [layer.conv if hasattr(layer, "conv") else layer.conv_module for layer in found]
+        convolutions = [module.depthwise_conv for module in modules]
+        return sum(grid.rounded_up(sides(conv)[1]) for conv in convolutions if not is_causal(conv))
 
 
 class SelfSupervisedLayer(ConformerLayer):
@@ -110,13 +105,7 @@ class SelfSupervisedLayer(ConformerLayer):
         mask: Optional[Tensor],
         grid: Optional[ChunkGrid],
     ) -> Tensor:
-        """X (N, T, C) -> (N, T, C).
-
-        Args:
-            bias: additive attention bias, (N, 1, T, T).
-            positions: output of the encoder's ``embed_positions``, if any.
-            mask: see `ConformerLayer.convolve`.
-        """
+        """X (N, T, C), additive bias (N, 1, T, T), output of ``embed_positions``, mask (N, T) -> (N, T, C)."""
         modules: Any = self
         x = modules.ffn1(modules.ffn1_layer_norm(x)) * 0.5 + x
         attention = {"attention_mask": bias, "relative_position_embeddings": positions}
@@ -128,7 +117,7 @@ class SelfSupervisedLayer(ConformerLayer):
         return modules.final_layer_norm(x)
 
 
-class SelfSupervisedConformer(Backbone):
+class SelfSupervisedConformer(ConformerBackbone):
     """Base of ``Wav2Vec2ConformerModel`` and ``Wav2Vec2BertModel``: relative positions in every layer."""
 
     def add_positions(self, x: Tensor, lens: Tensor, grid: Optional[ChunkGrid] = None) -> Tensor:
@@ -164,23 +153,7 @@ class Wav2Vec2ConformerBackbone(SelfSupervisedConformer, Wav2Vec2Backbone):
         if hasattr(model.encoder, "pos_conv_embed"):
             del model.encoder.pos_conv_embed  # transformers does not run it either
         super().__init__(model, normalise)
-
-    @staticmethod
-    def has_final_norm(config: Any) -> bool:
-        """See `Wav2Vec2Backbone`: always."""
-        return True
-
-    def positional_right(self) -> int:
-        """See `Wav2Vec2Backbone`: the right context of one layer's convolution."""
-        return layers_right(self.layers[0])
-
-    def grid(self, chunks: ChunkOptions, stack: int = 1) -> ChunkGrid:
-        """See Backbone."""
-        return Backbone.grid(self, chunks, stack)
-
-    def lookahead(self, grid: ChunkGrid, layers: int) -> int:
-        """See Backbone."""
-        return layers_lookahead(self.layers, grid, layers)
+        self.norm_name = "layer_norm"
 
 
 class Wav2Vec2BertBackbone(SelfSupervisedConformer):

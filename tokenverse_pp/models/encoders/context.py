@@ -46,17 +46,10 @@ def rotate(x: Tensor, table: Tuple[Tensor, Tensor]) -> Tensor:
     return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
 
 
-class FeedForward(nn.Sequential):
+def feed_forward(dim: int, inner: int, dropout: float) -> nn.Sequential:
     """Pre-norm feed-forward part: (N, T, C) -> (N, T, C)."""
-
-    def __init__(self, dim: int, inner: int, dropout: float) -> None:
-        super().__init__(
-            nn.LayerNorm(dim),
-            nn.Linear(dim, inner),
-            nn.SiLU(),
-            nn.Linear(inner, dim),
-            nn.Dropout(dropout),
-        )
+    layers = (nn.LayerNorm(dim), nn.Linear(dim, inner), nn.SiLU(), nn.Linear(inner, dim), nn.Dropout(dropout))
+    return nn.Sequential(*layers)
 
 
 class SelfAttention(nn.Module):
@@ -160,10 +153,10 @@ class ContextLayer(nn.Module):
 
     def __init__(self, dim: int, heads: int, ffn_dim: int, kernel: int, dropout: float) -> None:
         super().__init__()
-        self.first_ffn = FeedForward(dim, ffn_dim, dropout)
+        self.first_ffn = feed_forward(dim, ffn_dim, dropout)
         self.attention = SelfAttention(dim, heads, dropout)
         self.convolution = Convolution(dim, kernel, dropout)
-        self.second_ffn = FeedForward(dim, ffn_dim, dropout)
+        self.second_ffn = feed_forward(dim, ffn_dim, dropout)
         self.norm = nn.LayerNorm(dim)
 
     def forward(

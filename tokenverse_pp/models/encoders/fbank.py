@@ -25,9 +25,7 @@ PREEMPHASIS = 0.97  # of Kaldi
 class PowerSpectrum(nn.Module):
     """Power spectra of windows of 25 ms every 10 ms: audio (N, S) -> (N, T, 257), T = (S - 400) // 160 + 1.
 
-    Args:
-        window: (400,).
-        dc_and_preemphasis: as in Kaldi: subtract each window's mean, then 0.97 times the previous sample.
+    ``dc_and_preemphasis``: as in Kaldi: subtract each window's mean, then 0.97 times the previous sample.
     """
 
     window: Tensor

@@ -162,15 +162,9 @@ def _random_model(config: Any, name: str, make: Optional[Callable[[Any], Any]] =
     return model.float()
 
 
-def float32_argument() -> Dict[str, torch.dtype]:
-    """The argument of ``from_pretrained`` for float32: ``torch_dtype``, or ``dtype`` from transformers 5 on."""
-    major = int(transformers.__version__.split(".")[0])
-    return {"dtype" if major >= 5 else "torch_dtype": torch.float32}
-
-
 def load_weights(loader: Callable[..., Any], name: str, foreign: bool, **arguments: Any) -> nn.Module:
     """Load the weights; raise UserError if some are missing (transformers would initialise them at random)."""
-    arguments.update(float32_argument())
+    arguments["dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"] = torch.float32
     if foreign and not UNPICKLES_SAFELY:
         arguments["use_safetensors"] = True
     model, info = from_pretrained(loader, name, output_loading_info=True, **arguments)
@@ -274,10 +268,6 @@ class FinetuneEncoder(Encoder):
         (x,) = self.backbone.transform(features, lens, grid=None if chunks is None else self.grid(chunks))
         return stack_frames(zero_padding(x, lens), lens, self.stack)
 
-    def lookahead_ms(self, chunks: ChunkOptions) -> float:
-        """See Encoder; the right context of the backbone's convolutions."""
-        return 1000 * self.backbone.lookahead(self.grid(chunks), self.highest_layer) * self.frame_shift
-
 
 class ContextEncoder(Encoder):
     """A frozen first half, whose features can be stored; the second half ends in stacking and a context network.
@@ -314,10 +304,9 @@ class ContextEncoder(Encoder):
         return self.context(x, lens, None if grid is None else grid.stacked(self.stack)), lens
 
     def lookahead_ms(self, chunks: ChunkOptions) -> float:
-        """See Encoder; the right context of the context network's and the backbone's convolutions."""
-        grid = self.grid(chunks)
-        frames = self.context.lookahead(grid.stacked(self.stack)) * self.stack
-        return 1000 * (frames + self.backbone.lookahead(grid, self.highest_layer)) * self.frame_shift
+        """See Encoder; the context network's convolutions see more."""
+        frames = self.context.lookahead(self.grid(chunks).stacked(self.stack)) * self.stack
+        return super().lookahead_ms(chunks) + 1000 * frames * self.frame_shift
 
 
 class FrozenEncoder(ContextEncoder):
@@ -375,18 +364,11 @@ class SplitEncoder(ContextEncoder):
         if config.lora_rank:
             add_lora(backbone, config, self.split_layer, self.highest_layer)
         else:
-            for module in self._upper():
+            for module in backbone.upper(self.split_layer, self.layers):
                 module.requires_grad_(True)
         # What checkpoints contain. `requires_grad` changes later: ``training.freeze`` and ``train_only`` set it.
         self.trained_names = {name for name, parameter in backbone.named_parameters() if parameter.requires_grad}
         self.make_context(config)
-
-    def _upper(self) -> List[nn.Module]:
-        """The layers above the seam that run, and the final norm if it runs."""
-        upper: List[nn.Module] = list(self.backbone.layers[self.split_layer : self.highest_layer])
-        if -1 in self.layers and self.backbone.final_norm is not None:
-            upper.append(self.backbone.final_norm)
-        return upper
 
     def layer_stacks(self) -> List[Tuple[TrainedLayers, int]]:
         """See Encoder."""
@@ -429,8 +411,9 @@ class SplitEncoder(ContextEncoder):
         parameters = dict(self.backbone.named_parameters())
         trained = self.trained_names & set(parameters)
         if not trained:  # adapters that have been merged: the upper layers are no longer the pretrained ones
-            upper = {id(p) for module in self._upper() for p in module.parameters()}
-            trained = {name for name, parameter in parameters.items() if id(parameter) in upper}
+            upper = self.backbone.upper(self.split_layer, self.layers)
+            ids = {id(parameter) for module in upper for parameter in module.parameters()}
+            trained = {name for name, parameter in parameters.items() if id(parameter) in ids}
         return tuple(f"backbone.{name}" for name in self.backbone.state_dict() if name not in trained)
 
     def unread_prefixes(self) -> Tuple[str, ...]:
@@ -453,13 +436,8 @@ FEED_FORWARD = (
 def add_lora(backbone: Backbone, config: EncoderConfig, first: int = 0, last: Optional[int] = None) -> None:
     """Freeze a backbone and add adapters to its matrices (``config.lora_*``); initially the output is unchanged.
 
-    Args:
-        backbone: any family but WavLM, whose attention uses the weights of its projections directly.
-        first: index of the lowest layer with adapters.
-        last: one more than the index of the highest; None: all layers from ``first`` on.
-
-    Raises:
-        UserError: peft is missing, the model is WavLM, or no layer is left.
+    Layers ``first`` to ``last`` (exclusive; None: all above) get adapters. Raises UserError if peft is missing, for
+    WavLM, whose attention uses the weights of its projections directly, or if no layer is left.
     """
     with needing("--model.encoder.lora_rank: needs peft", "lora"):
         from peft import LoraConfig, inject_adapter_in_model
@@ -493,13 +471,9 @@ def merge_lora(backbone: nn.Module) -> None:
 
 
 def build_encoder(config: EncoderConfig, foreign: bool = False) -> Encoder:
-    """Load the pretrained encoder and build both halves according to ``config``.
+    """Load the pretrained encoder and build both halves according to ``config``; ``foreign``: see `load_backbone`.
 
-    Args:
-        foreign: the name comes from a model folder, not from the user (see `load_backbone`).
-
-    Raises:
-        UserError: unknown name, folder or family, incomplete weights, or a value out of range.
+    Raises UserError for an unknown name, folder or family, incomplete weights, or a value out of range.
     """
     backbone = load_backbone(config, foreign)
     config.validate(len(backbone.layers))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Dict, List, Optional, Tuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from tokenverse_pp.base.config import SAMPLE_RATE, ChunkOptions
@@ -31,6 +31,7 @@ class MoonshineBackbone(Backbone):
     """
 
     own_chunks = ChunkGrid(2**40, 0)  # without chunk options, windows are not cut
+    norm_name = "final_norm"
 
     def __init__(self, encoder: Any) -> None:
         super().__init__()
@@ -90,8 +91,3 @@ class MoonshineBackbone(Backbone):
     def freeze_embedding(self) -> None:
         """Stop training the modules before the layers."""
         self.encoder.embedder.requires_grad_(False)
-
-    @property
-    def final_norm(self) -> Optional[nn.Module]:
-        """The norm after the highest layer."""
-        return self.encoder.final_norm

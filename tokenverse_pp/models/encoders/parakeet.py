@@ -10,16 +10,9 @@ from torch.nn import functional as F
 
 from tokenverse_pp.base.config import SAMPLE_RATE, ChunkOptions
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.models.encoders.base import (
-    Backbone,
-    check_length,
-    length_mask,
-    seen_frames,
-    stacked_lens,
-    zero_padding,
-)
+from tokenverse_pp.models.encoders.base import check_length, length_mask, seen_frames, stacked_lens, zero_padding
 from tokenverse_pp.models.encoders.chunks import ChunkGrid, chunk_mask
-from tokenverse_pp.models.encoders.conformer import ConformerLayer, layers_lookahead, visible_keys
+from tokenverse_pp.models.encoders.conformer import ConformerBackbone, ConformerLayer, visible_keys
 from tokenverse_pp.models.encoders.fbank import HOP, WINDOW, NemoMel
 
 
@@ -29,13 +22,7 @@ class FastConformerLayer(ConformerLayer):
     def forward(
         self, x: Tensor, seen: Optional[Tensor], positions: Tensor, mask: Tensor, grid: Optional[ChunkGrid]
     ) -> Tensor:
-        """X (N, T, C) -> (N, T, C).
-
-        Args:
-            seen: the keys that each frame sees, (N, 1, T, T) bool; None: all.
-            positions: relative positions, (N, 2T - 1, C).
-            mask: (N, T), true on valid frames.
-        """
+        """X (N, T, C), keys seen (N, 1, T, T), positions (N, 2T - 1, C), valid frames (N, T) -> (N, T, C)."""
         modules: Any = self
         x = x + 0.5 * modules.feed_forward1(modules.norm_feed_forward1(x))
         attention = {"attention_mask": seen, "position_embeddings": positions}
@@ -45,7 +32,7 @@ class FastConformerLayer(ConformerLayer):
         return modules.norm_out(x)
 
 
-class ParakeetBackbone(Backbone):
+class ParakeetBackbone(ConformerBackbone):
     """``ParakeetEncoder``: mel, strided convolutions and a projection | scale, conformer layers.
 
     Frames of 80 ms. The seam is before the factor sqrt(hidden_size) of models with ``scale_input``.
@@ -105,10 +92,6 @@ class ParakeetBackbone(Backbone):
             "mask": length_mask(lens, size, x.device),
             "grid": grid,
         }
-
-    def lookahead(self, grid: ChunkGrid, layers: int) -> int:
-        """See Backbone."""
-        return layers_lookahead(self.layers, grid, layers)
 
     def freeze_embedding(self) -> None:
         """Stop training the strided convolutions (the projection stays trainable)."""

@@ -19,11 +19,7 @@ STRIDE = 8  # of three convolutions
 
 
 class Qwen3Layer(nn.Module):
-    """A layer of ``Qwen3ASREncoder`` for padded batches; transformers' layer takes packed frames.
-
-    Args:
-        layer: transformers' layer; its modules keep their names.
-    """
+    """A layer of ``Qwen3ASREncoder`` for padded batches; transformers' takes packed ones. Modules keep their names."""
 
     def __init__(self, layer: Any) -> None:
         super().__init__()
@@ -51,6 +47,7 @@ class Qwen3AsrBackbone(Backbone):
     """
 
     own_chunks: ChunkGrid
+    norm_name = "ln_post"
 
     def __init__(self, encoder: Any) -> None:
         super().__init__()
@@ -109,8 +106,3 @@ class Qwen3AsrBackbone(Backbone):
         """Stop training the convolutions (their projection stays trainable)."""
         for conv in (self.encoder.conv2d1, self.encoder.conv2d2, self.encoder.conv2d3):
             conv.requires_grad_(False)
-
-    @property
-    def final_norm(self) -> Optional[nn.Module]:
-        """The final LayerNorm."""
-        return self.encoder.ln_post

@@ -34,21 +34,23 @@ def normalise_audio(audio: Tensor, lens: Tensor) -> Tensor:
     return centred / (centred.square().sum(1, keepdim=True) / count + 1e-7).sqrt()
 
 
-def normalise_running(audio: Tensor, lens: Tensor, chunk_samples: int) -> Tensor:
-    """Normalise samples by mean and variance up to the end of each sample's chunk, (N, S) -> (N, S).
-
-    The causal form of `normalise_audio`; padding is zero.
-    """
-    grid = ChunkGrid(chunk_samples, 0)
-    mask = length_mask(lens, audio.shape[1], audio.device)
-    chunks = in_chunks(audio.masked_fill(~mask, 0.0), grid)
-    mean, scale = running_moments(chunks, lens, grid).mean_and_scale(1e-7)
+def normalise_running(x: Tensor, lens: Tensor, grid: ChunkGrid, eps: float) -> Tensor:
+    """Normalise channels by mean and variance up to the end of a frame's chunk, (N, C, T); padding is zero."""
+    mask = length_mask(lens, x.shape[2], x.device).unsqueeze(1)
+    chunks = in_chunks(x.masked_fill(~mask, 0.0), grid)
+    mean, scale = running_moments(chunks, lens, grid).mean_and_scale(eps)
     normalised = (chunks - mean.unsqueeze(-1)) * scale.unsqueeze(-1)
-    return from_chunks(normalised, audio.shape[1], grid).masked_fill(~mask, 0.0)
+    return from_chunks(normalised, x.shape[2], grid).masked_fill(~mask, 0.0)
 
 
-def masked_group_norm(x: Tensor, lens: Tensor, norm: nn.GroupNorm) -> Tensor:
-    """Apply a GroupNorm of one channel per group to x (N, C, T), with statistics over the valid frames only."""
+def masked_group_norm(x: Tensor, lens: Tensor, norm: nn.GroupNorm, grid: Optional[ChunkGrid]) -> Tensor:
+    """Apply a GroupNorm of one channel per group to x (N, C, T), with statistics over the valid frames only.
+
+    ``grid``: the chunks; the statistics are then those up to the end of a frame's chunk.
+    """
+    if grid is not None:
+        y = normalise_running(x.float(), lens, grid, norm.eps)
+        return (y * norm.weight.view(1, -1, 1) + norm.bias.view(1, -1, 1)).to(x.dtype)
     mask = length_mask(lens, x.shape[2], x.device).unsqueeze(1)
     count = lens.view(-1, 1, 1).to(x.device, torch.float32, non_blocking=True)
     x32 = x.float()
@@ -57,15 +59,6 @@ def masked_group_norm(x: Tensor, lens: Tensor, norm: nn.GroupNorm) -> Tensor:
     variance = centred.masked_fill(~mask, 0.0).square().sum(2, keepdim=True) / count
     scale = norm.weight.view(1, -1, 1) * (variance + norm.eps).rsqrt()
     return (centred * scale + norm.bias.view(1, -1, 1)).to(x.dtype)
-
-
-def running_group_norm(x: Tensor, lens: Tensor, norm: nn.GroupNorm, grid: ChunkGrid) -> Tensor:
-    """Apply a GroupNorm of one channel per group to x (N, C, T), with statistics up to the end of a frame's chunk."""
-    mask = length_mask(lens, x.shape[2], x.device).unsqueeze(1)
-    chunks = in_chunks(x.float().masked_fill(~mask, 0.0), grid)
-    mean, scale = running_moments(chunks, lens, grid).mean_and_scale(norm.eps)
-    normalised = from_chunks((chunks - mean.unsqueeze(-1)) * scale.unsqueeze(-1), x.shape[2], grid)
-    return (normalised * norm.weight.view(1, -1, 1) + norm.bias.view(1, -1, 1)).to(x.dtype)
 
 
 def time_major_convolution(conv: nn.Conv1d, x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -115,18 +108,13 @@ class Wav2Vec2Backbone(Backbone):
         self.normalise = normalise
         self.hidden_size = config.hidden_size
         self.kernels, self.strides = list(config.conv_kernel), list(config.conv_stride)
-        self.stable_layer_norm = self.has_final_norm(config)
+        # With "stable layer norm" the encoder's norm follows the layers, else it precedes them.
+        self.norm_name = "layer_norm" if getattr(config, "do_stable_layer_norm", False) else ""
         self.hop, self.receptive = self.front_sizes(len(self.kernels))
-        self.right_frames = self.positional_right()
         self.frame_shift = self.hop / SAMPLE_RATE
 
-    @staticmethod
-    def has_final_norm(config: Any) -> bool:
-        """Whether the encoder's norm follows the layers ("stable layer norm") rather than precedes them."""
-        return bool(config.do_stable_layer_norm)
-
-    def positional_right(self) -> int:
-        """Frames of right context of the positional convolution."""
+    def right_frames(self) -> int:
+        """See Backbone."""
         return sides(self.encoder.pos_conv_embed.conv)[1]
 
     def conv_lens(self, lens: Tensor, num_layers: int) -> Tensor:
@@ -149,7 +137,7 @@ class Wav2Vec2Backbone(Backbone):
 
     def grid(self, chunks: ChunkOptions, stack: int = 1) -> ChunkGrid:
         """See Backbone."""
-        if getattr(self.encoder.pos_conv_embed, "batch_norm", None) is not None:
+        if getattr(getattr(self.encoder, "pos_conv_embed", None), "batch_norm", None) is not None:
             raise UserError("--chunk-ms: HuBERT models with conv_pos_batch_norm cannot be run in chunks")
         return super().grid(chunks, stack)
 
@@ -159,7 +147,7 @@ class Wav2Vec2Backbone(Backbone):
         check_length(lens, frame_lens)
         audio = audio.float()
         if self.normalise and chunks is not None:
-            audio = normalise_running(audio, lens, chunks.chunk_samples)
+            audio = normalise_running(audio.unsqueeze(1), lens, ChunkGrid(chunks.chunk_samples, 0), 1e-7).squeeze(1)
         elif self.normalise:
             audio = normalise_audio(audio, lens)
         else:
@@ -182,12 +170,8 @@ class Wav2Vec2Backbone(Backbone):
                 return self._convolve_time_major(x.transpose(1, 2), number).transpose(1, 2)
             x = without_unused_frames(layer.conv, x)
             if grouped:
-                x, frames = layer.conv(x), self.conv_lens(lens, 1)
-                if chunks is None:
-                    x = masked_group_norm(x, frames, layer.layer_norm)
-                else:
-                    x = running_group_norm(x, frames, layer.layer_norm, chunk_grid(chunks, *self.front_sizes(1)))
-                x = layer.activation(x)
+                grid = None if chunks is None else chunk_grid(chunks, *self.front_sizes(1))
+                x = layer.activation(masked_group_norm(layer.conv(x), self.conv_lens(lens, 1), layer.layer_norm, grid))
             else:
                 x = layer(x)
         return x
@@ -228,7 +212,7 @@ class Wav2Vec2Backbone(Backbone):
     def after_positions(self, x: Tensor, positions: Tensor) -> Tensor:
         """Frames and the positional convolution's output, both (N, T, C) -> input of the lowest layer."""
         x = x + positions
-        if not self.stable_layer_norm:
+        if self.final_norm is None:
             x = self.encoder.layer_norm(x)
         return self.encoder.dropout(x)
 
@@ -239,12 +223,7 @@ class Wav2Vec2Backbone(Backbone):
     def position_modules(self) -> List[nn.Module]:
         """The positional convolution, and the norm after it in models that have one there."""
         modules = [self.encoder.pos_conv_embed]
-        return modules if self.stable_layer_norm else modules + [self.encoder.layer_norm]
-
-    @property
-    def final_norm(self) -> Optional[nn.Module]:
-        """The LayerNorm after the layers of "stable layer norm" models."""
-        return self.encoder.layer_norm if self.stable_layer_norm else None
+        return modules if self.final_norm is not None else modules + [self.encoder.layer_norm]
 
 
 class Data2VecBackbone(Wav2Vec2Backbone):
@@ -255,13 +234,12 @@ class Data2VecBackbone(Wav2Vec2Backbone):
 
     streams = False
 
-    @staticmethod
-    def has_final_norm(config: Any) -> bool:
-        """See `Wav2Vec2Backbone`: the norm precedes the layers."""
-        return False
+    def __init__(self, model: Any, normalise: bool = True) -> None:
+        super().__init__(model, normalise)
+        self.norm_name = ""  # the norm precedes the layers
 
-    def positional_right(self) -> int:
-        """See `Wav2Vec2Backbone`: the right context of all convolutions."""
+    def right_frames(self) -> int:
+        """See Backbone: the right context of all convolutions."""
         return sum(sides(layer.conv)[1] for layer in self.encoder.pos_conv_embed.layers)
 
     def add_positions(self, x: Tensor, lens: Tensor, grid: Optional[ChunkGrid] = None) -> Tensor:

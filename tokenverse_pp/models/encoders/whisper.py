@@ -67,8 +67,10 @@ class LogMel(nn.Module):
         lens = self.frame_lens(lens)
         frames = int(lens.max())
         valid = length_mask(lens, frames, audio.device)
-        peaks = mel[:, :, :frames].amax(dim=1).masked_fill(~valid, LEAST)
-        mel = self.clip(mel[:, :, :frames], self.running_peaks(peaks, self.grid(chunks)))
+        grid, peaks = self.grid(chunks), mel[:, :, :frames].amax(dim=1).masked_fill(~valid, LEAST)
+        highest = (in_chunks(peaks - LEAST, grid).amax(-1) + LEAST).cummax(dim=1).values  # up to each chunk's end
+        peaks = from_chunks(highest.unsqueeze(-1).expand(-1, -1, grid.size), frames, grid)
+        mel = self.clip(mel[:, :, :frames], peaks)
         return mel.masked_fill(~valid.unsqueeze(1), 0.0), lens
 
     def grid(self, chunks: ChunkOptions) -> ChunkGrid:
@@ -87,12 +89,6 @@ class LogMel(nn.Module):
         with torch.autocast(audio.device.type, enabled=False):
             spectrum = torch.stft(audio, self.n_fft, self.hop, window=self.window, center=False, return_complex=True)
             return (self.filters @ spectrum.abs().square()).clamp(min=1e-10).log10()
-
-    @staticmethod
-    def running_peaks(peaks: Tensor, grid: ChunkGrid) -> Tensor:
-        """Each frame's highest value (N, T), at least LEAST -> highest value up to the end of its chunk, (N, T)."""
-        highest = (in_chunks(peaks - LEAST, grid).amax(-1) + LEAST).cummax(dim=1).values
-        return from_chunks(highest.unsqueeze(-1).expand(-1, -1, grid.size), peaks.shape[1], grid)
 
     @staticmethod
     def clip(mel: Tensor, peaks: Tensor) -> Tensor:
@@ -114,6 +110,7 @@ class WhisperBackbone(Backbone):
     hop = 320
     # The second convolution sees mel frames 2t - 2 to 2t + 2, and mel frame m samples 160 m - 200 to 160 m + 199.
     receptive = 520
+    norm_name = "layer_norm"
     streams = True
 
     def __init__(self, encoder: Any) -> None:
@@ -173,8 +170,3 @@ class WhisperBackbone(Backbone):
     def position_modules(self) -> List[nn.Module]:
         """The (sinusoidal) position embedding."""
         return [self.encoder.embed_positions]
-
-    @property
-    def final_norm(self) -> Optional[nn.Module]:
-        """The final LayerNorm."""
-        return self.encoder.layer_norm
