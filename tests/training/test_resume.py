@@ -60,6 +60,16 @@ def test_damaged_newest_is_passed_over_and_written_again(train_script, tiny_corp
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs), name
 
 
+def test_drawn_table_has_the_cuts_between_the_last_log_line_and_the_checkpoint(train_script, tiny_corpus, tmp_path):
+    changes = {"training__log_every": 3, "training__max_steps": 4, "data__max_cuts": 2}
+    first = resume(train_script, tiny_corpus, tmp_path, **changes)
+    assert first.code == 0, first.stderr
+    shutil.rmtree(tmp_path / "checkpoints" / "step-00000004")  # as if killed in step 4
+    again = resume(train_script, tiny_corpus, tmp_path, **changes)
+    tables = [done.stderr[done.stderr.index("drawn from") :].splitlines()[:3] for done in (first, again)]
+    assert tables[0] == tables[1] and "resuming from step-00000002" in again.stderr
+
+
 def test_vectors_keep_their_code_and_scale(train_script, tiny_corpus, exp_dir):
     for name, value, old in (("code", "centred", "binary"), ("scale", 2.0, "1.0")):
         failure = resume(train_script, tiny_corpus, exp_dir, **{f"model__vectors__{name}": value})

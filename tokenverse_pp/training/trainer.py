@@ -147,6 +147,7 @@ class Trainer:
                     self.say(f"no better for {t.patience} validations: stopping")
                     last = True
             if self.step % t.save_every == 0 or (validated and (t.keep_best or t.patience)):
+                self.note_drawn(log)  # a run that is resumed from here has only the records up to here
                 self.save()
             self.meter.restart()  # validation and saving are not training time
             if last:
@@ -213,17 +214,23 @@ class Trainer:
 
     def log(self, log: Optional[RunLog], bar: tqdm) -> None:
         """Write a record of the steps since the last record, and of the cuts that all ranks have drawn."""
-        drawn = add_drawn(self.world.gather(self.meter.drawn))
+        self.note_drawn(log)
         if log:
             p, optim = self.progress, self.config.optim
             factor = lr_factor(max(0, p.updates - 1), optim, self.config.training.max_steps)
             record = {**self.meter.mean(), "epoch": p.place.epoch, "lr": optim.lr * factor}
             record.update(bad_steps=p.bad_steps, skipped_steps=p.skipped_steps)
             log.write("train", self.step, record)
-            log.note("drawn", self.step, {"corpora": drawn})
             shown = {"loss": f"{record['pruned']:.3f}", "speed": f"{record['speed']:.0f}x"}
             bar.set_postfix(epoch=p.place.epoch, **shown, wait=f"{record['data_wait']:.0%}")
         self.meter.start_over()
+
+    def note_drawn(self, log: Optional[RunLog]) -> None:
+        """Write a record of the cuts that all ranks have drawn since the last such record; all ranks call this."""
+        drawn = add_drawn(self.world.gather(self.meter.drawn))
+        self.meter.drawn = {}
+        if log and drawn:
+            log.note("drawn", self.step, {"corpora": drawn})
 
     def validate(self, log: Optional[RunLog]) -> None:
         """Score the model on the validation cuts."""
