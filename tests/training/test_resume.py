@@ -76,6 +76,21 @@ def test_vectors_keep_their_code_and_scale(train_script, tiny_corpus, exp_dir):
         assert_one_line(failure, f"--model.vectors.{name}={old}", "init_from")
 
 
+def test_other_tasks_and_sizes_of_the_model_are_named(train_script, tiny_corpus, exp_dir):
+    failure = resume(train_script, tiny_corpus, exp_dir, tasks__names="[asr, scd]")
+    assert_one_line(failure, "its tasks are asr, scd, endp, ner, lid, not asr, scd")
+    failure = resume(train_script, tiny_corpus, exp_dir, model__joiner_dim=16)
+    assert_one_line(failure, "changed since then: model.joiner_dim: ", "-> 16", "another --training.exp_dir")
+
+
+@pytest.mark.parametrize("resumes", ["auto", "false"])
+def test_the_folder_of_a_saved_model_is_refused_and_stays(train_script, tiny_corpus, exp_dir, resumes):
+    before = files_of(exp_dir / "model")
+    failure = resume(train_script, tiny_corpus, exp_dir / "model", training__resume=resumes)
+    assert_one_line(failure, "holds a model", "--training.init_from")
+    assert files_of(exp_dir / "model") == before
+
+
 def test_another_size_of_the_vocabulary_is_refused(train_script, tiny_corpus, exp_dir):
     failure = resume(train_script, tiny_corpus, exp_dir, tokenizer__vocab_size=48)
     assert_one_line(failure, "its vocabulary was made by --tokenizer.vocab_size 50, not 48", "--training.exp_dir")

@@ -332,10 +332,15 @@ class Trainer:
 
     def _resume(self, folder: Path, corpora: List[Dict[str, Any]]) -> None:
         """Load weights, optimiser and sampler state from a checkpoint."""
-        self.progress, state = self.saver.load(folder, self.world.writes)
-        check_unchanged(folder, state, corpora, self.config)
-        self.saved = self.step
         theirs = load_config(folder / checkpoint.CONFIG)
+        check_unchanged(folder, checkpoint.read_state(folder), corpora, self.config)
+        try:
+            self.progress, state = self.saver.load(folder, self.world.writes)
+        except UserError as error:
+            model = [change for change in changed_options(theirs, self.config) if change.startswith("model.")]
+            why = f"; changed since then: {', '.join(model)}: leave it as it was, or name another --training.exp_dir"
+            raise UserError(f"{error}{why if model else ''}") from None
+        self.saved = self.step
         size, wanted = theirs.tokenizer.vocab_size, self.config.tokenizer.vocab_size
         if size != wanted and not self.config.tokenizer.model:
             raise UserError(
