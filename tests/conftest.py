@@ -59,14 +59,10 @@ def canary(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def fresh_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def fresh_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     """No task from outside is known, neither before nor after the test."""
     list(REGISTRY)  # entry points are read before
     monkeypatch.setattr(REGISTRY, "_outside", {})
-    REGISTRY._order()
-    yield
-    monkeypatch.undo()
-    REGISTRY._order()
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ import yaml
 from tokenverse_pp.base.config import Config, DataConfig, OptimConfig
 from tokenverse_pp.base.config_files import check_config, from_dict, load_config, parse_config, save_config
 from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.files import yaml_of
 
 
 def test_defaults_are_possible_and_survive_a_file(tmp_path):
@@ -31,6 +32,29 @@ def test_later_files_and_options_win_and_leave_the_rest(tmp_path):
     assert parse_config([*files, "--optim.lr", "0.3"]).optim.lr == 0.3
 
 
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("trainning: {max_steps: 4}", "unknown option --trainning.max_steps: is --training.max_steps meant?"),
+        ("model: {encoder: {nme: x}}", "unknown option --model.encoder.nme: is --model.encoder.name meant?"),
+        ("model: {encoder: wav2vec2}", "--model.encoder=wav2vec2: expected a mapping of options"),
+        ("data: {train: }", "data.train: expected a value, found null"),
+        ("optim: {lr: 1}\ntraining: {}\noptim: {clip: 2}", "key 'optim' in line 1 and again in line 3"),
+        ("optim:\n  lr: 1\n  clip: 2\n  lr: 3", "key 'lr' in line 2 and again in line 4"),
+    ],
+)
+def test_mistakes_in_a_file_are_told_in_a_line(tmp_path, text, said):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(UserError) as caught:
+        parse_config(["--config", str(tmp_path / "c.yaml")])
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_merged_mapping_may_override_its_keys():
+    text = "optim: &a {lr: 0.1, clip: 3}\nmodel: {}\n"
+    assert yaml_of(text + "x: &b {<<: *a, lr: 0.2}\ny: {<<: *b, clip: 4}")["y"] == {"lr": 0.2, "clip": 4}
+
+
 def test_every_option_can_be_given_on_the_command_line():
     def options(section, prefix):
         for field in dataclasses.fields(section):
@@ -47,10 +71,14 @@ def test_every_option_can_be_given_on_the_command_line():
 @pytest.mark.parametrize(
     "argument, said",
     [
-        ("--optim.lrr=1", "lrr"),
-        ("--optim.lr=fast", "optim.lr"),
-        ("--training.max_steps=1.5", "training.max_steps"),
+        ("--optim.lrr=1", "unknown option --optim.lrr: is --optim.lr meant?"),
+        ("--max_steps=1", "unknown option --max_steps: is --training.max_steps meant?"),
+        ("--xyzzy=1", "unknown option --xyzzy"),
+        ("--optim.lr=fast", "--optim.lr=fast: expected a number"),
+        ("--training.max_steps=1.5", "--training.max_steps=1.5: expected a whole number"),
         ("--data.train=3", "data.train"),
+        ("--tasks.languages=[no]", "write them in quotes"),  # Norwegian, which YAML reads as false
+        ("--data.min_seconds=40", "--data.min_seconds=40.0: expected at most --data.max_seconds=30.0"),
         ("--data.shuffle=maybe", "data.shuffle"),
         ("--tasks.activation=all", "labelled, subset, bernoulli"),
         ("--model.vectors.placement=middle", "none, features, encoder, both"),

@@ -110,6 +110,8 @@ def test_hypotheses_are_those_of_torch(data):
         (SearchOptions("full_beam"), "method"),
         (SearchOptions(hotwords=("bonjour",)), "hotwords"),
         (SearchOptions(length_bonus=0.5), "length_bonus"),
+        (SearchOptions(lm_scale=0.3), "lm_scale"),
+        (SearchOptions(lm_bonus=0.0), "lm_bonus"),
         (SearchOptions(joiner_dtype="bfloat16"), "joiner_dtype"),
     ],
 )

@@ -59,10 +59,35 @@ def test_damaged_newest_is_passed_over_and_written_again(train_script, tiny_corp
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs), name
 
 
+def test_drawn_table_has_the_cuts_between_the_last_log_line_and_the_checkpoint(train_script, tiny_corpus, tmp_path):
+    changes = {"training__log_every": 3, "training__max_steps": 4, "data__max_cuts": 2}
+    first = resume(train_script, tiny_corpus, tmp_path, **changes)
+    assert first.code == 0, first.stderr
+    shutil.rmtree(tmp_path / "checkpoints" / "step-00000004")  # as if killed in step 4
+    again = resume(train_script, tiny_corpus, tmp_path, **changes)
+    tables = [done.stderr[done.stderr.index("drawn from") :].splitlines()[:3] for done in (first, again)]
+    assert tables[0] == tables[1] and "resuming from step-00000002" in again.stderr
+
+
 def test_vectors_keep_their_code_and_scale(train_script, tiny_corpus, exp_dir):
     for name, value, old in (("code", "centred", "binary"), ("scale", 2.0, "1.0")):
         failure = resume(train_script, tiny_corpus, exp_dir, **{f"model__vectors__{name}": value})
         assert_one_line(failure, f"--model.vectors.{name}={old}", "init_from")
+
+
+def test_other_tasks_and_sizes_of_the_model_are_named(train_script, tiny_corpus, exp_dir):
+    failure = resume(train_script, tiny_corpus, exp_dir, tasks__names="[asr, scd]")
+    assert_one_line(failure, "its tasks are asr, scd, endp, ner, lid, not asr, scd")
+    failure = resume(train_script, tiny_corpus, exp_dir, model__joiner_dim=16)
+    assert_one_line(failure, "changed since then: model.joiner_dim: ", "-> 16", "another --training.exp_dir")
+
+
+@pytest.mark.parametrize("resumes", ["auto", "false"])
+def test_the_folder_of_a_saved_model_is_refused_and_stays(train_script, tiny_corpus, exp_dir, resumes):
+    before = files_of(exp_dir / "model")
+    failure = resume(train_script, tiny_corpus, exp_dir / "model", training__resume=resumes)
+    assert_one_line(failure, "holds a model", "--training.init_from")
+    assert files_of(exp_dir / "model") == before
 
 
 def test_another_size_of_the_vocabulary_is_refused(train_script, tiny_corpus, exp_dir):

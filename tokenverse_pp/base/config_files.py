@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
 import functools
 import math
 import os
@@ -22,6 +23,17 @@ from tokenverse_pp.base.options import nested_option_help
 
 # jsonargparse's message on a value that is not among the choices of a `Literal`.
 _NO_CHOICE = re.compile(r'Parser key "(?P<name>[\w.]+)":.*?Literal\[(?P<choices>.*?)\]\. Got value: (?P<value>.*)')
+# Its other messages that users see most.
+_WRONG_TYPE = re.compile(
+    r'Parser key "(?P<name>[\w.]+)": Expected a <class \'(?P<type>\w+)\'>\. Got value: (?P<value>.*)'
+)
+_NO_SECTION = re.compile(r'Parser key "(?P<name>[\w.]+)": Unable to load config \'(?P<value>.*?)\'')
+_UNKNOWN = (
+    re.compile(r"Option '(?P<name>[\w.]+)' is not accepted"),
+    re.compile(r"Group '(?P<group>[\w.]+)' does not accept option '(?P<name>[\w.]+)'"),
+    re.compile(r"[Uu]nrecognized arguments: --(?P<name>[\w.-]+)"),
+)
+_TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "list": "[a, b, ..]"}
 
 # Options whose defaults differ from the behaviour before they existed, with values for that behaviour.
 BEFORE: Dict[str, Any] = {"model.vectors.masked": False, "model.spec_augment.fill": "zero"}
@@ -71,6 +83,7 @@ def parse_config(
                 parser.set_defaults(continued_defaults(find_model(config), config.training.train_only == "all"))
         if not find_model or config.training.init_from or words != plain:
             config = _read(parser, words)
+        check_null(config)
         check_config(config)
     # Only before training: models that were trained otherwise still load.
     check_activation(config)
@@ -148,12 +161,33 @@ def type_errors() -> Iterator[None]:
         raise UserError(f"a number is too large: {error}") from None
     except ArgumentError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        said = " ".join(lines[:3])
-        found = _NO_CHOICE.search(said)
+        raise UserError(_plain(" ".join(lines[:3]))) from None
+
+
+def _plain(said: str) -> str:
+    """Jsonargparse's message in the form of ours; unknown forms are returned unchanged."""
+    found = _NO_CHOICE.search(said)
+    if found:
+        choices = found["choices"].replace("'", "")
+        return f"--{found['name']}={found['value']}: expected one of {choices}"
+    found = _WRONG_TYPE.search(said)
+    if found:
+        why = f"expected {_TYPES.get(found['type'], found['type'])}"
+        if found["type"] == "str" and found["value"] in ("True", "False"):
+            why += "; YAML reads no, off, yes and on as false and true: write them in quotes"
+        return f"--{found['name']}={found['value']}: {why}"
+    found = _NO_SECTION.search(said)
+    if found:
+        return f"--{found['name']}={found['value']}: expected a mapping of options"
+    for form in _UNKNOWN:
+        found = form.search(said)
         if found:
-            choices = found["choices"].replace("'", "")
-            said = f"--{found['name']}={found['value']}: expected one of {choices}"
-        raise UserError(said) from None
+            given = ".".join(found.groupdict().values())  # in the order of the pattern
+            names = [name for name, _, _ in options_of(Config())]
+            same = [name for name in names if name.rsplit(".", 1)[-1] == given.replace("-", "_")]
+            near = same or difflib.get_close_matches(given, names, 1)
+            return f"unknown option --{given}{f': is --{near[0]} meant?' if near else ''}"
+    return said
 
 
 def from_dict(source: Union[str, Dict[str, Any]]) -> Config:
@@ -190,11 +224,15 @@ def check_types(config: Config) -> None:
         raise UserError(f"tasks.settings: expected mappings of options by task, found {repr(settings)[:200]}")
     if not all(isinstance(key, str) for options in [settings, *settings.values()] for key in options):
         raise UserError("tasks.settings: expected names of tasks and options")
+    check_null(config)
+    _parse_values(_Values(repr(values), values))
+
+
+def check_null(config: Config) -> None:
+    """Check that null, which jsonargparse accepts everywhere, is only where an option may have no value."""
     for name, value, option in options_of(config):
-        # jsonargparse accepts null.
         if value is None and "Optional" not in str(option.type):
             raise UserError(f"{name}: expected a value, found null")
-    _parse_values(_Values(repr(values), values))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -282,6 +320,9 @@ def check_config(config: Config) -> Config:
         if value and not config.data.valid:
             raise UserError(f"--training.{name}={value}: needs --data.valid, to know the best by")
     check_data(config.data)
+    least, most = config.data.min_seconds, config.data.max_seconds
+    if least > most:
+        raise UserError(f"--data.min_seconds={least}: expected at most --data.max_seconds={most}")
     if config.tasks.paired and config.data.max_cuts == 1:
         raise UserError("--data.max_cuts=1: expected at least 2 with --tasks.paired=true, where each cut counts twice")
     check_freeze(config.training.freeze)

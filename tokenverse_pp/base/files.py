@@ -14,7 +14,7 @@ import socket
 import sys
 import tempfile
 from pathlib import Path
-from typing import IO, Any, Dict, Iterable, Iterator, Mapping, Optional, Sequence, Union
+from typing import IO, Any, Dict, Iterable, Iterator, Mapping, Optional, Sequence, Set, Union
 
 from tokenverse_pp.base.errors import UserError, printable
 
@@ -217,13 +217,16 @@ def yaml_of(text: str) -> Any:
     """Return the value of a YAML text: plain data of at most `MOST_VALUES` values.
 
     Raises:
-        UserError: it is not YAML, names objects of Python, or is nested too deeply or too large: an alias (``*a``)
-            within an alias multiplies the content of a few lines.
+        UserError: it is not YAML, has a key twice in a mapping, names objects of Python, or is nested too deeply or too
+            large: an alias (``*a``) within an alias multiplies the content of a few lines.
     """
     import yaml  # the ONNX runtime does not need it
 
     try:
-        data = yaml.safe_load(text)
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        _check_keys(node, set())
+        data = None if node is None else loader.construct_document(node)
         _count(data, 0)
     except yaml.MarkedYAMLError as error:
         where = f" in line {error.problem_mark.line + 1}" if error.problem_mark is not None else ""
@@ -236,6 +239,22 @@ def yaml_of(text: str) -> Any:
         # PyYAML does not catch the errors of a wrong value after a tag (``!!bool x``), or of a date such as 32 May.
         raise UserError(f"not YAML: {(str(error).splitlines() or [type(error).__name__])[0]}") from None
     return data
+
+
+def _check_keys(node: Any, seen: Set[int]) -> None:
+    """Check that no mapping of a YAML tree has a key twice, of which PyYAML silently takes the last one."""
+    if id(node) in seen or not isinstance(getattr(node, "value", None), list):
+        return
+    seen.add(id(node))
+    lines: Dict[str, int] = {}
+    for item in node.value:
+        key, value = item if isinstance(item, tuple) else (None, item)
+        if isinstance(key and key.value, str) and key.value != "<<":
+            line = key.start_mark.line + 1
+            if key.value in lines:
+                raise UserError(f"key {key.value!r} in line {lines[key.value]} and again in line {line}: join them")
+            lines[key.value] = line
+        _check_keys(value, seen)
 
 
 def _count(data: Any, count: int) -> int:

@@ -243,6 +243,7 @@ def check_options(options: SearchOptions) -> None:
     """Check that the runtime supports the options (raises UserError)."""
     if options.method not in ("greedy", "beam"):
         raise UserError(f"search option 'method': the runtime has greedy and beam, not {options.method}")
-    for name in ("hotwords", "length_bonus", "lm", "joiner_dtype"):
-        if getattr(options, name):
-            raise UserError(f"search option {name!r}: the runtime has none; decode with tokenverse_pp.decoding")
+    given = [name for name in ("hotwords", "length_bonus", "lm", "joiner_dtype") if getattr(options, name)]
+    given += [name for name in ("lm_scale", "lm_bonus") if getattr(options, name) is not None]
+    for name in given:
+        raise UserError(f"search option {name!r}: the runtime has none; decode with tokenverse_pp.decoding")

@@ -79,11 +79,16 @@ def find_start(config: Config, say: Callable[[str], None] = LOG.warning) -> Opti
         say: called with a line for each damaged checkpoint that is skipped.
 
     Raises:
-        UserError: there is no such checkpoint.
+        UserError: there is no such checkpoint, or the folder is that of a saved model.
     """
     exp_dir, wish = Path(config.training.exp_dir), str(config.training.resume)
     found = checkpoint.list_checkpoints(exp_dir)
     mode = wish.lower()
+    if not found and (exp_dir / checkpoint.WEIGHTS).exists():
+        raise UserError(
+            f"--training.exp_dir: {exp_dir} holds a model, whose configuration and tokenizer a run would replace: "
+            "name another folder; --training.init_from starts from a model"
+        )
     if mode == "false":
         if found:
             raise UserError(f"{exp_dir} holds checkpoints: pass --training.resume auto, or another exp_dir")

@@ -141,6 +141,7 @@ class Trainer:
                     self.say(f"no better for {t.patience} validations: stopping")
                     last = True
             if self.step % t.save_every == 0 or (validated and (t.keep_best or t.patience)):
+                self.note_drawn(log)  # a run that is resumed from here has only the records up to here
                 self.save()
             self.meter.restart()  # validation and saving are not training time
             if last:
@@ -207,17 +208,23 @@ class Trainer:
 
     def log(self, log: Optional[RunLog], bar: tqdm) -> None:
         """Write a record of the steps since the last record, and of the cuts that all ranks have drawn."""
-        drawn = add_drawn(self.world.gather(self.meter.drawn))
+        self.note_drawn(log)
         if log:
             p, optim = self.progress, self.config.optim
             factor = lr_factor(max(0, p.updates - 1), optim, self.config.training.max_steps)
             record = {**self.meter.mean(), "epoch": p.place.epoch, "lr": optim.lr * factor}
             record.update(bad_steps=p.bad_steps, skipped_steps=p.skipped_steps)
             log.write("train", self.step, record)
-            log.note("drawn", self.step, {"corpora": drawn})
             shown = {"loss": f"{record['pruned']:.3f}", "speed": f"{record['speed']:.0f}x"}
             bar.set_postfix(epoch=p.place.epoch, **shown, wait=f"{record['data_wait']:.0%}")
         self.meter.start_over()
+
+    def note_drawn(self, log: Optional[RunLog]) -> None:
+        """Write a record of the cuts that all ranks have drawn since the last such record; all ranks call this."""
+        drawn = add_drawn(self.world.gather(self.meter.drawn))
+        self.meter.drawn = {}
+        if log and drawn:
+            log.note("drawn", self.step, {"corpora": drawn})
 
     def validate(self, log: Optional[RunLog]) -> None:
         """Score the model on the validation cuts."""
@@ -320,10 +327,15 @@ class Trainer:
 
     def _resume(self, folder: Path, corpora: List[Dict[str, Any]]) -> None:
         """Load weights, optimiser and sampler state from a checkpoint."""
-        self.progress, state = self.saver.load(folder, self.world.writes)
-        check_unchanged(folder, state, corpora, self.config)
-        self.saved = self.step
         theirs = load_config(folder / checkpoint.CONFIG)
+        check_unchanged(folder, checkpoint.read_state(folder), corpora, self.config)
+        try:
+            self.progress, state = self.saver.load(folder, self.world.writes)
+        except UserError as error:
+            model = [change for change in changed_options(theirs, self.config) if change.startswith("model.")]
+            why = f"; changed since then: {', '.join(model)}: leave it as it was, or name another --training.exp_dir"
+            raise UserError(f"{error}{why if model else ''}") from None
+        self.saved = self.step
         size, wanted = theirs.tokenizer.vocab_size, self.config.tokenizer.vocab_size
         if size != wanted and not self.config.tokenizer.model:
             raise UserError(
