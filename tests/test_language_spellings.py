@@ -236,13 +236,10 @@ def test_what_import_writes(audio, tmp_path):
 @every_spelling
 def test_conversations(plain, code):
     turn = make_cut("c", [{"text": TEXT, "language": code}]).supervisions[0]
-    assert read_words(turn, "words", None) == read_words(turn, "words", plain)
-    assert read_words(turn, "words", None).text == NORMALISERS["words"](TEXT, plain)
-    turn.language = None
-    assert read_words(turn, "words", code).text == NORMALISERS["words"](TEXT, plain)
+    assert read_words(turn, "words").text == NORMALISERS["words"](TEXT, plain)
     turn.language = "Turkish"
     with pytest.raises(UserError, match=r"supervision c-0: --normaliser words: .*'tr'"):
-        read_words(turn, "words", None)
+        read_words(turn, "words")
 
 
 @every_spelling
