@@ -124,7 +124,10 @@ def wide_model(blank_bias):
 LENGTHS = torch.tensor([40, 33, 17, 16, 1])
 
 
-@pytest.mark.parametrize("blank_bias, dtype", [(3.0, None), (6.0, None), (-20.0, None), (4.0, "float16")])
+@pytest.mark.parametrize(
+    "blank_bias, dtype",
+    [(3.0, None), (6.0, None), pytest.param(-20.0, None, marks=pytest.mark.slow), (4.0, "float16")],
+)
 def test_greedy_search_in_blocks_is_that_of_the_cpu(blank_bias, dtype):
     """With tokens at some frames, hardly any and all, so that blocks end early and late."""
     model, options = wide_model(blank_bias), SearchOptions("greedy", joiner_dtype=dtype)
@@ -134,7 +137,9 @@ def test_greedy_search_in_blocks_is_that_of_the_cpu(blank_bias, dtype):
     assert_same(found, expected, 1e-4 if dtype is None else 0.05)
 
 
-@pytest.mark.parametrize("layer", [0, 2**22], ids=["a beam of 1", "greedy_kernel"])
+@pytest.mark.parametrize(
+    "layer", [pytest.param(0, marks=pytest.mark.slow), 2**22], ids=["a beam of 1", "greedy_kernel"]
+)
 def test_greedy_search_continues(layer, monkeypatch):
     """The second half of the frames, after the first one's tokens and states, as the CPU continues."""
     monkeypatch.setattr("tokenverse_pp.decoding.greedy_kernel.LARGEST_LAYER", layer)

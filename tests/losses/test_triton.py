@@ -231,7 +231,7 @@ def test_launches_do_not_grow_and_nothing_waits(monkeypatch):
 
 def test_logits_of_one_chunk_are_held_at_a_time(monkeypatch):
     """Without a budget, in the forward and in the backward pass."""
-    case, made, addmm = make_case(1, 3, 8, 4), [], torch.addmm
+    case, made, addmm = make_case(1, 2, 4, 2), [], torch.addmm
 
     def counted(*args):
         assert all(logits() is None for logits in made), "an earlier chunk is still held"
@@ -241,7 +241,7 @@ def test_logits_of_one_chunk_are_held_at_a_time(monkeypatch):
     monkeypatch.setattr(joiner, "MOST_NUMBERS", 64)
     monkeypatch.setattr(torch, "addmm", counted)
     loss_and_grads(case, "triton", memory_budget=0)
-    assert len(made) > 10
+    assert len(made) > 4
 
 
 def test_tensors_in_any_layout():
