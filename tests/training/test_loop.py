@@ -155,6 +155,15 @@ def test_resumed_run_with_another_number_of_ranks_says_so(tiny_corpus, tmp_path,
     assert again.progress.place.batch == 3  # a batch of each of three ranks
 
 
+def test_resumed_run_with_batches_of_another_length_skips_about_as_many_cuts(tiny_corpus, tmp_path, caplog):
+    caplog.set_level("INFO", "tokenverse_pp")
+    run(trainer(tiny_corpus, tmp_path, training__max_steps=3, data__max_cuts="null", data__max_duration=6.0))
+    again = trainer(tiny_corpus, tmp_path, training__max_steps=3, data__max_cuts="null", data__max_duration=18.0)
+    again.start(checkpoint.list_checkpoints(tmp_path)[-1])
+    assert "is of --data.max_duration 6, now 18" in caplog.text
+    assert again.progress.place.batch == 1
+
+
 def test_moments_stay_with_their_parameters_when_rates_change(tiny_corpus, tmp_path):
     """The groups of the optimiser are sorted by rate, and parameters of the same rate are one group."""
 

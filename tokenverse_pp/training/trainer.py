@@ -352,24 +352,32 @@ class Trainer:
         self.say(f"resuming from {folder.name}: epoch {place.epoch}, round {place.round}, batch {place.batch}")
 
     def _convert_place(self, name: str, data: DataConfig, ranks: int) -> None:
-        """Adapt the sampler's place if the checkpoint has other rounds, ranks or ``data.rank_parts``."""
+        """Adapt the place if the checkpoint has other rounds, ranks, ``data.rank_parts`` or lengths of batches."""
         place, rounds = self.progress.place, self.sampler.rounds
         cuts = data.epoch_cuts or sum(source.count for source in rounds.sources)
-        before, parts = -(-cuts // data.round_cuts), data.rank_parts != self.config.data.rank_parts
-        if before != rounds.per_epoch:
+        of_epoch, parts = -(-cuts // data.round_cuts), data.rank_parts != self.config.data.rank_parts
+        if of_epoch != rounds.per_epoch:
             # The start of the round that contains the start of the old one: no cut of the epoch is skipped.
-            self.progress.place = place._replace(round=place.round * rounds.per_epoch // before, batch=0)
+            self.progress.place = place._replace(round=place.round * rounds.per_epoch // of_epoch, batch=0)
             self.say(
-                f"{name} has {before} rounds an epoch, now {rounds.per_epoch}: going on at the beginning "
+                f"{name} has {of_epoch} rounds an epoch, now {rounds.per_epoch}: going on at the beginning "
                 f"of round {self.progress.place.round}; its cuts that were drawn come again"
             )
-        elif ranks != self.world.size or (parts and ranks > 1):
+            return
+        why: List[str] = []
+        # Where the number of cuts limits batches, their length says little about it.
+        seconds = self.config.data.max_duration if self.config.data.max_cuts is None else data.max_duration
+        if ranks != self.world.size:
+            why.append(f"of {ranks} ranks, now {self.world.size}")
+        elif parts and ranks > 1:
+            why.append(f"of --data.rank_parts {str(data.rank_parts).lower()}")
+        if data.max_duration != seconds:
+            why.append(f"of --data.max_duration {data.max_duration:g}, now {seconds:g}")
+        if why:
             # About as many cuts are skipped, though not exactly the same ones.
-            self.progress.place = place._replace(batch=place.batch * ranks // self.world.size)
-            why = f"is of {ranks} ranks, now {self.world.size}"
-            if ranks == self.world.size:
-                why = f"is of --data.rank_parts {str(data.rank_parts).lower()}"
-            self.say(f"{name} {why}: the rest of the round is drawn anew")
+            before, now = ranks * data.max_duration, self.world.size * seconds
+            self.progress.place = place._replace(batch=int(place.batch * before / now))
+            self.say(f"{name} is {' and '.join(why)}: the rest of the round is drawn anew")
 
     def _scores(self) -> Dict[str, float]:
         """Run the validator; a sharded model is gathered for it, as ranks have different numbers of batches."""
