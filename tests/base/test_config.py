@@ -76,6 +76,7 @@ def test_every_option_can_be_given_on_the_command_line():
         ("--xyzzy=1", "unknown option --xyzzy"),
         ("--optim.lr=fast", "--optim.lr=fast: expected a number"),
         ("--training.max_steps=1.5", "--training.max_steps=1.5: expected a whole number"),
+        ("--data.max_cuts=None", "--data.max_cuts=None: expected a whole number or null"),
         ("--data.train=3", "data.train"),
         ("--tasks.languages=[no]", "write them in quotes"),  # Norwegian, which YAML reads as false
         ("--data.min_seconds=40", "--data.min_seconds=40.0: expected at most --data.max_seconds=30.0"),

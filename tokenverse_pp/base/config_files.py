@@ -27,13 +27,24 @@ _NO_CHOICE = re.compile(r'Parser key "(?P<name>[\w.]+)":.*?Literal\[(?P<choices>
 _WRONG_TYPE = re.compile(
     r'Parser key "(?P<name>[\w.]+)": Expected a <class \'(?P<type>\w+)\'>\. Got value: (?P<value>.*)'
 )
+_NO_UNION = re.compile(
+    r'Parser key "(?P<name>[\w.]+)": Does not validate .* Subtypes: \[(?P<types>.*?)\] Errors: .*'
+    r"Given value: (?P<value>.*)"
+)
 _NO_SECTION = re.compile(r'Parser key "(?P<name>[\w.]+)": Unable to load config \'(?P<value>.*?)\'')
 _UNKNOWN = (
     re.compile(r"Option '(?P<name>[\w.]+)' is not accepted"),
     re.compile(r"Group '(?P<group>[\w.]+)' does not accept option '(?P<name>[\w.]+)'"),
     re.compile(r"[Uu]nrecognized arguments: --(?P<name>[\w.-]+)"),
 )
-_TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "list": "[a, b, ..]"}
+_TYPES = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "list": "[a, b, ..]",
+    "NoneType": "null",
+}
 
 # Options whose defaults differ from the behaviour before they existed, with values for that behaviour.
 BEFORE: Dict[str, Any] = {"model.vectors.masked": False, "model.spec_augment.fill": "zero"}
@@ -161,11 +172,11 @@ def type_errors() -> Iterator[None]:
         raise UserError(f"a number is too large: {error}") from None
     except ArgumentError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise UserError(_plain(" ".join(lines[:3]))) from None
+        raise UserError(_plain(" ".join(lines)) or " ".join(lines[:3])) from None
 
 
-def _plain(said: str) -> str:
-    """Jsonargparse's message in the form of ours; unknown forms are returned unchanged."""
+def _plain(said: str) -> Optional[str]:
+    """Jsonargparse's message in the form of ours; None if its form is unknown."""
     found = _NO_CHOICE.search(said)
     if found:
         choices = found["choices"].replace("'", "")
@@ -176,6 +187,10 @@ def _plain(said: str) -> str:
         if found["type"] == "str" and found["value"] in ("True", "False"):
             why += "; YAML reads no, off, yes and on as false and true: write them in quotes"
         return f"--{found['name']}={found['value']}: {why}"
+    found = _NO_UNION.search(said)
+    if found:
+        types = re.findall(r"'(\w+)'", found["types"])
+        return f"--{found['name']}={found['value']}: expected {' or '.join(_TYPES.get(name, name) for name in types)}"
     found = _NO_SECTION.search(said)
     if found:
         return f"--{found['name']}={found['value']}: expected a mapping of options"
@@ -187,7 +202,7 @@ def _plain(said: str) -> str:
             same = [name for name in names if name.rsplit(".", 1)[-1] == given.replace("-", "_")]
             near = same or difflib.get_close_matches(given, names, 1)
             return f"unknown option --{given}{f': is --{near[0]} meant?' if near else ''}"
-    return said
+    return None
 
 
 def from_dict(source: Union[str, Dict[str, Any]]) -> Config:
