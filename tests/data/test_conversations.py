@@ -324,3 +324,6 @@ def test_command_lists_what_is_in_no_cut_and_keeps_entities(call, tmp_path):
     assert cut.supervisions[0].custom["entities"] == named[0].custom["entities"]
     assert cut.custom["corpus"] == "mine" and cut.custom["tasks"] == ["asr", "scd", "endp", "ner"]
     assert cut.custom["label_source"] == {"ner": "people", "endp": "machine:pause"}
+    assert "leaves out" not in result.stdout
+    result = run(tmp_path / "in.jsonl.gz", tmp_path / "less.jsonl.gz")
+    assert f"{tmp_path / 'in.jsonl.gz'}: labelled for ner too, which --tasks leaves out" in result.stdout

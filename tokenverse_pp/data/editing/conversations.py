@@ -23,7 +23,21 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, groupby
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Literal, Optional, Sequence, Set, Tuple, get_args
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    FrozenSet,
+    Iterable,
+    Iterator,
+    List,
+    Literal,
+    Optional,
+    Sequence,
+    Set,
+    Tuple,
+    get_args,
+)
 
 from lhotse import RecordingSet, SupervisionSet
 from lhotse.audio import Recording
@@ -95,6 +109,7 @@ class Track:
     Attributes:
         prefix: the beginning of the ids of its cuts.
         custom: further custom fields of its cuts.
+        tasks: that all its cuts are labelled for, if they say so.
     """
 
     prefix: str
@@ -102,6 +117,7 @@ class Track:
     channel: int
     turns: Sequence[SupervisionSegment]
     custom: Dict[str, Any] = field(default_factory=dict)
+    tasks: FrozenSet[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -410,6 +426,7 @@ def tracks_of_cuts(cuts: Iterable[Cut], where: str) -> Iterator[Track]:
         turns: List[SupervisionSegment] = []
         first = next(group)
         recording, custom = first.recording, {**(first.custom or {})}  # what all cuts share
+        tasks = frozenset(custom.get("tasks") or ())
         for cut in chain([first], group):
             if recording.sources != cut.recording.sources:
                 raise UserError(
@@ -420,9 +437,9 @@ def tracks_of_cuts(cuts: Iterable[Cut], where: str) -> Iterator[Track]:
             if custom.get(LABEL_SOURCE) != here.get(LABEL_SOURCE):
                 raise UserError(f"{where}: cut {cut.id}, field 'custom.{LABEL_SOURCE}': not that of the cut before it")
             custom = {key: x for key, x in custom.items() if key != "tasks" and key in here and here[key] == x}
-            recording = cut.recording
+            recording, tasks = cut.recording, tasks & frozenset(here.get("tasks") or ())
             turns += [fastcopy(turn, start=round(cut.start + turn.start, 8)) for turn in cut.supervisions]
-        yield replace(_track(recording, channel, turns, where), custom=custom)
+        yield replace(_track(recording, channel, turns, where), custom=custom, tasks=tasks)
 
 
 def tracks_of_supervisions(recordings: RecordingSet, supervisions: SupervisionSet, where: str) -> Iterator[Track]:
@@ -553,11 +570,15 @@ def write_conversations(
     language = checked_language(language, "--language") if language else None
     words = partial(read_words, normaliser=normaliser)
     left_out = LeftOut()
+    dropped: Set[str] = set()
 
     def cuts() -> Iterator[MonoCut]:
         for track in read_tracks(turns, recordings):
+            dropped.update(track.tasks.difference(tasks))
             spoken = [fastcopy(turn, language=turn.language or language) for turn in track.turns]
             track = replace(track, turns=spoken)
             yield from conversation_cuts(track, options, words, left_out.add, {"tasks": list(tasks)})
 
     write_checked_files({output: (cuts(), left_out)}, output.with_name(f"{stem(output)}.left_out.jsonl"), say)
+    if dropped:
+        say(f"{turns}: labelled for {', '.join(sorted(dropped))} too, which --tasks leaves out")
