@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar, Dict, List, Mapping, Optional, Sequence, Tuple, TypeVar
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.metrics.f1 import Interval, score_positions, score_times
 from tokenverse_pp.tasks.result import TranscriptReader, seconds, span_record
-from tokenverse_pp.tasks.transcript import Answers, Mark, Word
+from tokenverse_pp.tasks.transcript import Answers, Mark, MarkReader, Word, read_positions, valid_marks
 
 if TYPE_CHECKING:
     from lhotse.cut import Cut
@@ -108,6 +108,11 @@ class Task(ABC):
     @abstractmethod
     def from_marks(self, marks: Sequence[Mark], num_words: int) -> Any:
         """Read the answer from its marks. Never raises: each task documents its rule for malformed output."""
+
+    @property
+    def reader(self) -> MarkReader:
+        """`from_marks` as a function; each `TaskSet` gets it once."""
+        return self.from_marks
 
     def project(self, answer: Any) -> Any:
         """The part of an answer that this task can write (an untyped NER task drops the types)."""
@@ -244,9 +249,14 @@ class PositionTask(Task):
         """One token per position."""
         return [(position, self.rank, self.token) for position in answer]
 
+    @property
+    def reader(self) -> MarkReader:
+        """Positions of the valid marks: the first at each position where the token may stand."""
+        return partial(read_positions, is_valid=self.stands_at)
+
     def from_marks(self, marks: Sequence[Mark], num_words: int) -> Tuple[int, ...]:
-        """The positions at which there are tokens and the token may stand."""
-        return tuple(sorted({mark.position for mark in marks if self.stands_at(mark.position, num_words)}))
+        """See `reader`."""
+        return self.reader(marks, num_words)
 
     def score(self, examples: Sequence[ScoredExample]) -> Dict[str, Any]:
         """Precision, recall, F1 by position in the aligned words (``text``) and by time (``time.<collar>``).
@@ -264,6 +274,5 @@ class PositionTask(Task):
         return scores
 
     def _times(self, example: ScoredExample) -> List[float]:
-        own = [mark for mark in example.hyp_marks if self.owns(mark.text)]
-        first = {mark.position: mark.time for mark in reversed(own)}  # of several at one position
-        return [first[position] for position in self.from_marks(own, len(example.hyp.words))]
+        marks = [mark for mark in example.hyp_marks if self.owns(mark.text)]
+        return [mark.time for mark in valid_marks(marks, len(example.hyp.words), self.stands_at)]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, List, Tuple
 
 from tokenverse_pp.metrics.f1 import Interval
 from tokenverse_pp.tasks.base import RANK_END, PositionTask
-from tokenverse_pp.tasks.transcript import LabelledTurn, turns_of
+from tokenverse_pp.tasks.transcript import LabelledTurn, after_a_word, turns_of
 
 if TYPE_CHECKING:
     from lhotse.cut import Cut
@@ -23,10 +23,7 @@ class Endpoint(PositionTask):
     own_fields: ClassVar[Tuple[str, ...]] = ("endpoint",)
     token: ClassVar[str] = "[ENDP]"
     rank: ClassVar[int] = RANK_END
-
-    def stands_at(self, position: int, num_words: int) -> bool:
-        """After a word."""
-        return 0 < position <= num_words
+    stands_at = staticmethod(after_a_word)
 
     def check(self, cut: Cut) -> List[str]:
         """Check that every turn is labelled with whether it ends in an endpoint."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Dict, List, Optional, Sequence, Tuple
 
 from tokenverse_pp.base.languages import (
@@ -21,7 +22,7 @@ from tokenverse_pp.base.languages import (
 )
 from tokenverse_pp.metrics.error_rates import score_languages
 from tokenverse_pp.tasks.base import RANK_FRONT, ScoredExample, Task
-from tokenverse_pp.tasks.transcript import Mark, turns_of
+from tokenverse_pp.tasks.transcript import Mark, MarkReader, read_first, turns_of
 
 if TYPE_CHECKING:
     from lhotse.cut import Cut
@@ -131,9 +132,14 @@ class LanguageId(Task):
             return []
         return [(0, RANK_FRONT, language_token(match_language(answer, self.languages) or answer))]
 
+    @property
+    def reader(self) -> MarkReader:
+        """Reads the language of the first token."""
+        return partial(read_first, meanings={token: language_code(token) for token in self.symbols})
+
     def from_marks(self, marks: Sequence[Mark], num_words: int) -> Optional[str]:
-        """The language of the first token."""
-        return language_code(marks[0].text) if marks else None
+        """See `reader`."""
+        return self.reader(marks, num_words)
 
     def score(self, examples: Sequence[ScoredExample]) -> Dict[str, Any]:
         """Accuracy and confusion counts; a hypothesis without a language token is wrong."""

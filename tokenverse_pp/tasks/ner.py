@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Dict, List, Optional, Sequence, Tuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, Dict, List, Sequence, Tuple
 
 from tokenverse_pp.metrics.f1 import score_entities
 from tokenverse_pp.tasks.base import RANK_CLOSE, RANK_OPEN, ScoredExample, Task
-from tokenverse_pp.tasks.transcript import EntitySpan, LabelledTurn, Mark, character_spans, turns_of
+from tokenverse_pp.tasks.transcript import (
+    EntitySpan,
+    LabelledTurn,
+    Mark,
+    MarkReader,
+    character_spans,
+    read_spans,
+    turns_of,
+)
 
 if TYPE_CHECKING:
     from lhotse.cut import Cut
@@ -71,11 +80,12 @@ class NamedEntities(Task):
         """Entities of all turns, as word spans over the cut."""
         found = []
         for turn in turns_of(cut):
-            items = turn.custom.get("entities")
-            spans = character_spans(turn.text) if items else []
+            if not turn.custom.get("entities"):
+                continue
+            spans = character_spans(turn.text)
             starts = {start: i for i, (start, _) in enumerate(spans)}
             ends = {end: i + 1 for i, (_, end) in enumerate(spans)}
-            for item in sorted(items or (), key=lambda item: item["start"]):
+            for item in sorted(turn.custom.get("entities", ()), key=lambda item: item["start"]):
                 start, end = starts[item["start"]], ends[item["end"]]
                 found.append(EntitySpan(turn.first_word + start, turn.first_word + end, item.get("type")))
         return tuple(found)
@@ -94,19 +104,14 @@ class NamedEntities(Task):
             marks.append((entity.end, RANK_CLOSE, CLOSE))
         return marks
 
+    @property
+    def reader(self) -> MarkReader:
+        """Reads pairs of opening and closing tokens by the rules in the class docstring."""
+        return partial(read_spans, types=dict(zip(self.opening, self.types or (None,))))
+
     def from_marks(self, marks: Sequence[Mark], num_words: int) -> Tuple[EntitySpan, ...]:
-        """Read pairs of an opening and a closing token, by the rules in the class's docstring."""
-        types = dict(zip(self.opening, self.types or (None,)))
-        found: List[EntitySpan] = []
-        opened: Optional[Mark] = None
-        for mark in marks:
-            if mark.text in types:
-                opened = mark
-            elif opened is not None:
-                if mark.position > opened.position:
-                    found.append(EntitySpan(opened.position, mark.position, types[opened.text]))
-                opened = None
-        return tuple(found)
+        """See `reader`."""
+        return self.reader(marks, num_words)
 
     def score(self, examples: Sequence[ScoredExample]) -> Dict[str, Any]:
         """Exact and soft F1 over the multiset of (phrase, type) of each utterance (SLUE).

@@ -31,6 +31,7 @@ from tokenverse_pp.tasks.transcript import (
     UNKNOWN,
     Answers,
     Mark,
+    MarkReader,
     Word,
     is_task_token,
     split_marks,
@@ -351,20 +352,23 @@ RECORD_KEYS = {
 
 
 class TranscriptReader:
-    """Reads transcripts with the tokens of some tasks; each `TaskSet` has one."""
+    """Reads transcripts with the tokens of some tasks; each `TaskSet` has one.
+
+    It gets the reader of each task (`Task.reader`) once.
+    """
 
     def __init__(self, tasks: TaskSet):
         self.names = tasks.names
-        self.tasks = [task for task in tasks.tasks if task.name != "asr"]
-        self.symbols = {task.name: frozenset(task.symbols) for task in self.tasks}
+        self.symbols = {task.name: frozenset(task.symbols) for task in tasks.tasks if task.name != "asr"}
+        self.readers: Dict[str, MarkReader] = {name: tasks[name].reader for name in self.symbols}
+        self.outside = [task for task in tasks.tasks if task.name not in WITH_FIELDS]
 
     def answers(self, words: Sequence[str], marks: Sequence[Mark]) -> Answers:
         """Return an answer for each of the tasks, and only these, read from words and task tokens."""
-        mine = self._by_task(marks)
-        return Answers(tuple(words), {task.name: task.from_marks(mine[task.name], len(words)) for task in self.tasks})
-
-    def _by_task(self, marks: Sequence[Mark]) -> Dict[str, List[Mark]]:
-        return {name: [mark for mark in marks if mark.text in symbols] for name, symbols in self.symbols.items()}
+        found = {}
+        for name, reader in self.readers.items():
+            found[name] = reader([mark for mark in marks if mark.text in self.symbols[name]], len(words))
+        return Answers(tuple(words), found)
 
     def read_tokens(
         self,
@@ -409,7 +413,7 @@ class TranscriptReader:
             if word.is_task_token:
                 marks.append(Mark(word.text, number - len(marks), word.start, word.confidence))
         answers = self.answers([word.text for word in plain], marks)
-        mine = self._by_task(marks)
+        mine = {name: [mark for mark in marks if mark.text in symbols] for name, symbols in self.symbols.items()}
         bounds = enumerate(answers.turns, start=1) if "scd" in mine else ()
         # The first of several at one place counts.
         ends = {mark.position: mark.time for mark in reversed(mine.get("endp", ()))}
@@ -431,12 +435,11 @@ class TranscriptReader:
     def _others(self, answers: Answers, written: Sequence[Word]) -> Dict[str, Any]:
         """The fields of tasks from outside the package."""
         found: Dict[str, Any] = {}
-        outside = [task for task in self.tasks if task.name not in WITH_FIELDS]
-        if outside:
+        if self.outside:
             words = [word for word in written if not word.is_task_token]
-            mine = self._by_task(split_marks([word.text for word in written], [word.start for word in written])[1])
-            for task in outside:
-                found.update(task.record(answers, words, mine[task.name]))
+            marks = split_marks([word.text for word in written], [word.start for word in written])[1]
+            for task in self.outside:
+                found.update(task.record(answers, words, [m for m in marks if m.text in self.symbols[task.name]]))
         return found
 
 

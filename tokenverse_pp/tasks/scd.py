@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, List, Tuple
 
 from tokenverse_pp.metrics.f1 import Interval
 from tokenverse_pp.tasks.base import RANK_CHANGE, PositionTask
-from tokenverse_pp.tasks.transcript import LabelledTurn, turns_of
+from tokenverse_pp.tasks.transcript import LabelledTurn, between_words, turns_of
 
 if TYPE_CHECKING:
     from lhotse.cut import Cut
@@ -22,10 +22,7 @@ class SpeakerChange(PositionTask):
     name: ClassVar[str] = "scd"
     token: ClassVar[str] = "[SCD]"
     rank: ClassVar[int] = RANK_CHANGE
-
-    def stands_at(self, position: int, num_words: int) -> bool:
-        """Between two words."""
-        return 0 < position < num_words
+    stands_at = staticmethod(between_words)
 
     def check(self, cut: Cut) -> List[str]:
         """Check that every turn has a speaker."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Sequence, Tuple, cast
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, cast
 
 from tokenverse_pp.base.errors import UserError
 
@@ -192,6 +192,57 @@ def split_marks(words: Sequence[str], times: Optional[Sequence[float]] = None) -
     return tuple(plain), marks
 
 
+# Read the answer of a task from marks. Malformed output is not an error: each function documents what it drops.
+MarkReader = Callable[[Sequence[Mark], int], Any]  # the marks of one task, number of words -> answer
+Valid = Callable[[int, int], bool]  # position, number of words -> whether a token may stand there
+
+
+def between_words(position: int, num_words: int) -> bool:
+    """True if the position is between two words."""
+    return 0 < position < num_words
+
+
+def after_a_word(position: int, num_words: int) -> bool:
+    """True if the position is after a word."""
+    return 0 < position <= num_words
+
+
+def valid_marks(marks: Sequence[Mark], num_words: int, is_valid: Valid) -> List[Mark]:
+    """The first mark at each valid position."""
+    first: Dict[int, Mark] = {}
+    for mark in marks:
+        if is_valid(mark.position, num_words):
+            first.setdefault(mark.position, mark)
+    return [first[position] for position in sorted(first)]
+
+
+def read_positions(marks: Sequence[Mark], num_words: int, is_valid: Valid) -> Tuple[int, ...]:
+    """Positions of the valid marks."""
+    return tuple(mark.position for mark in valid_marks(marks, num_words, is_valid))
+
+
+def read_first(marks: Sequence[Mark], num_words: int, meanings: Mapping[str, str]) -> Optional[str]:
+    """The meaning of the first token, wherever it stands; None without a token."""
+    return meanings[marks[0].text] if marks else None
+
+
+def read_spans(marks: Sequence[Mark], num_words: int, types: Mapping[str, Optional[str]]) -> Tuple[EntitySpan, ...]:
+    """Read pairs of an opening token (a key of ``types``) and a closing one.
+
+    Drops a closing token without an opening one, an opening one not closed before the next or the end, and empty spans.
+    """
+    found: List[EntitySpan] = []
+    opened: Optional[Mark] = None
+    for mark in marks:
+        if mark.text in types:
+            opened = mark
+        elif opened is not None:
+            if mark.position > opened.position:
+                found.append(EntitySpan(opened.position, mark.position, types[opened.text]))
+            opened = None
+    return tuple(found)
+
+
 @dataclass  # not frozen: creation would take three times as long, once per turn of a million cuts
 class LabelledTurn:
     """A supervision: words ``first_word`` to ``first_word + len(words)`` of its cut; times in seconds."""
@@ -248,9 +299,18 @@ def _find_turns(cut: Cut) -> List[LabelledTurn]:
         text = sup.text or ""
         if not isinstance(text, str):
             raise UserError(f"cut {cut.id}: supervision {i}, field 'text': expected a string, found {text!r}")
-        custom = getattr(sup, "custom", None) or {}
-        turns.append(LabelledTurn(i, text, first_word, sup.start, sup.end, sup.speaker, sup.language, custom))
-        first_word = turns[-1].end_word
+        turn = LabelledTurn(
+            i,
+            text,
+            first_word,
+            sup.start,
+            sup.end,
+            sup.speaker,
+            sup.language,
+            getattr(sup, "custom", None) or {},
+        )
+        turns.append(turn)
+        first_word = turn.end_word
     return turns
 
 
@@ -267,8 +327,9 @@ def transcript_of(cut: Cut, tasks: TaskSet) -> Answers:
         words = tuple(word for turn in turns_of(cut) for word in turn.words)
         answers = {t.name: t.from_cut(cut) for t in tasks.tasks if t.name != "asr" and t.name in labelled}
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        why = f"{type(error).__name__}: {error}"
-        raise UserError(
-            f"cut {cut.id}: labels that cannot be read ({why}); `tokenverse-pp manifest validate` tells more"
-        ) from error
+        kind = type(error).__name__
+        message = (
+            f"cut {cut.id}: labels that cannot be read ({kind}: {error}); `tokenverse-pp manifest validate` tells more"
+        )
+        raise UserError(message) from error
     return Answers(words, answers)
