@@ -2,6 +2,9 @@
 
 import ast
 import importlib
+import json
+import subprocess
+import sys
 from collections import defaultdict
 from contextlib import nullcontext
 from functools import cache
@@ -120,3 +123,11 @@ def test_files_hold_a_concept():
     sizes = {path: len((PACKAGE / path).read_text(encoding="utf-8").splitlines()) for path, _ in modules()}
     assert {str(path): lines for path, lines in sizes.items() if lines > 600} == {}
     assert isinstance(next(iter(sizes)), Path)
+
+
+@pytest.mark.slow
+def test_a_step_and_a_decoded_batch_go_through_few_files():
+    script = ROOT / "benchmarks" / "files_touched.py"
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
+    counts = json.loads(done.stdout)["counts"]
+    assert counts["training_step"] <= 20 and counts["decoded_batch"] <= 15
