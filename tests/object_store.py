@@ -92,6 +92,8 @@ def serving(cache, seed=0):
         from fsspec.config import conf, set_conf_env
 
         set_conf_env(conf)
+        # fsspec keeps a filesystem per arguments, and the address of the server is none of them.
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
         fsspec.filesystem("s3").mkdir(BUCKET)
         yield store
     finally:

@@ -13,6 +13,7 @@ from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.models import checkpoint
 from tokenverse_pp.models.bundle import load_model
 from tokenverse_pp.models.encoders import kinds as split
+from tokenverse_pp.models.encoders.base import Backbone
 from tokenverse_pp.training.checkpoints import find_start, set_later_aside
 
 SMALL = {"data__valid": [], "training__save_every": 2, "data__max_cuts": 4}
@@ -272,8 +273,8 @@ def test_checkpoint_with_layers_that_nothing_reads_loads_and_resumes(
             add = split.add_lora
             patch.setattr(split, "add_lora", lambda backbone, config, first, last: add(backbone, config, first))
         else:
-            everything = lambda self: [*self.backbone.layers, self.backbone.final_norm]
-            patch.setattr(split.SplitEncoder, "_upper", everything)
+            everything = lambda self, first, wanted: [*self.layers, self.final_norm]
+            patch.setattr(Backbone, "upper", everything)
         for name, steps in (("whole", 3), ("old", 2)):
             done = resume(train_script, tiny_corpus, tmp_path / name, **options, training__max_steps=steps)
             assert done.code == 0, done.stderr
