@@ -32,6 +32,7 @@ from typing import (
     Iterator,
     List,
     Literal,
+    Mapping,
     Optional,
     Sequence,
     Set,
@@ -426,7 +427,7 @@ def tracks_of_cuts(cuts: Iterable[Cut], where: str) -> Iterator[Track]:
         turns: List[SupervisionSegment] = []
         first = next(group)
         recording, custom = first.recording, {**(first.custom or {})}  # what all cuts share
-        tasks = frozenset(custom.get("tasks") or ())
+        tasks = _named_tasks(custom)
         for cut in chain([first], group):
             if recording.sources != cut.recording.sources:
                 raise UserError(
@@ -437,9 +438,15 @@ def tracks_of_cuts(cuts: Iterable[Cut], where: str) -> Iterator[Track]:
             if custom.get(LABEL_SOURCE) != here.get(LABEL_SOURCE):
                 raise UserError(f"{where}: cut {cut.id}, field 'custom.{LABEL_SOURCE}': not that of the cut before it")
             custom = {key: x for key, x in custom.items() if key != "tasks" and key in here and here[key] == x}
-            recording, tasks = cut.recording, tasks & frozenset(here.get("tasks") or ())
+            recording, tasks = cut.recording, tasks & _named_tasks(here)
             turns += [fastcopy(turn, start=round(cut.start + turn.start, 8)) for turn in cut.supervisions]
         yield replace(_track(recording, channel, turns, where), custom=custom, tasks=tasks)
+
+
+def _named_tasks(custom: Mapping[str, Any]) -> FrozenSet[str]:
+    """The names among a cut's tasks, which were not checked."""
+    named = custom.get("tasks")
+    return frozenset(name for name in named if isinstance(name, str)) if isinstance(named, list) else frozenset()
 
 
 def tracks_of_supervisions(recordings: RecordingSet, supervisions: SupervisionSet, where: str) -> Iterator[Track]:
