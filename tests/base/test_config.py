@@ -1,5 +1,6 @@
 """The configuration: files, overrides, and what is refused."""
 
+import contextlib
 import dataclasses
 from pathlib import Path
 
@@ -32,6 +33,14 @@ def test_later_files_and_options_win_and_leave_the_rest(tmp_path):
     assert parse_config([*files, "--optim.lr", "0.3"]).optim.lr == 0.3
 
 
+@contextlib.contextmanager
+def one_line(said):
+    """Expect a UserError of one line that says this."""
+    with pytest.raises(UserError) as caught:
+        yield
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "text, said",
     [
@@ -45,9 +54,8 @@ def test_later_files_and_options_win_and_leave_the_rest(tmp_path):
 )
 def test_mistakes_in_a_file_are_told_in_a_line(tmp_path, text, said):
     (tmp_path / "c.yaml").write_text(text)
-    with pytest.raises(UserError) as caught:
+    with one_line(said):
         parse_config(["--config", str(tmp_path / "c.yaml")])
-    assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_merged_mapping_may_override_its_keys():
@@ -103,9 +111,8 @@ def test_every_option_can_be_given_on_the_command_line():
     ],
 )
 def test_impossible_values_are_refused_in_one_line(argument, said):
-    with pytest.raises(UserError) as caught:
+    with one_line(said):
         parse_config([argument])
-    assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -122,9 +129,8 @@ def test_impossible_values_are_refused_in_one_line(argument, said):
 )
 def test_saved_configuration_that_was_spoilt_is_refused(tmp_path, text, said):
     (tmp_path / "c.yaml").write_text(text)
-    with pytest.raises(UserError) as caught:
+    with one_line(said):
         load_config(tmp_path / "c.yaml")
-    assert said in str(caught.value) and "\n" not in str(caught.value)
     with pytest.raises(UserError, match="no such"):
         load_config(tmp_path / "d.yaml")
 

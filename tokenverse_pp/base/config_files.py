@@ -335,9 +335,6 @@ def check_config(config: Config) -> Config:
         if value and not config.data.valid:
             raise UserError(f"--training.{name}={value}: needs --data.valid, to know the best by")
     check_data(config.data)
-    least, most = config.data.min_seconds, config.data.max_seconds
-    if least > most:
-        raise UserError(f"--data.min_seconds={least}: expected at most --data.max_seconds={most}")
     if config.tasks.paired and config.data.max_cuts == 1:
         raise UserError("--data.max_cuts=1: expected at least 2 with --tasks.paired=true, where each cut counts twice")
     check_freeze(config.training.freeze)
@@ -374,7 +371,11 @@ def check_transducer(config: Config) -> None:
 
 
 def check_data(data: DataConfig) -> None:
-    """Check the weights, one per training file or none, and the options of data.augment (raises UserError)."""
+    """Check the limits on seconds, the weights, one per training file or none, and data.augment (raises UserError)."""
+    if data.min_seconds > data.max_seconds:
+        raise UserError(
+            f"--data.min_seconds={data.min_seconds}: expected at most --data.max_seconds={data.max_seconds}"
+        )
     if data.weights and len(data.weights) != len(data.train):
         raise UserError(
             f"--data.weights: expected one for each of the {len(data.train)} files, got {len(data.weights)}"

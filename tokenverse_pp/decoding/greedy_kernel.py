@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 
 from tokenverse_pp.decoding.scorer import LARGEST_EXPONENT, BatchConstraints, Scorer
-from tokenverse_pp.decoding.search_kernels import dot
+from tokenverse_pp.decoding.search_kernels import block_of, dot
 
 FRAMES = 16  # of a block: the fewest rows of a matrix product on tensor cores
 # Of the joiner's last layer. One processor reads all of it for each token; above this, the processors of a GPU together
@@ -164,12 +164,7 @@ def greedy_on_device(
             utterances, scorer.vocab_size, depth, size, table.modulus, scorer.blank_id, CONTEXT=table.size,
             LARGEST=LARGEST_EXPONENT, HALF=scorer.reduced is not None, PENALTY=scorer.options.blank_penalty,
             TEMPERATURE=scorer.options.temperature, CONSTRAINED=constraints is not None, ROWS=FRAMES,
-            COLUMNS=_block_of(scorer.vocab_size, 128), TERMS=_block_of(size, terms), WIDTH=_block_of(size, 256),
+            COLUMNS=block_of(scorer.vocab_size, 128), TERMS=block_of(size, terms), WIDTH=block_of(size, 256),
             DEPTH=whole, OUTPUTS=max(2**14 // whole, 1), num_warps=8, num_stages=5, maxnreg=240,
         )  # fmt: skip
     return tuple(x.cpu().numpy() for x in (tokens, log_probs, context, state))  # type: ignore[return-value]
-
-
-def _block_of(size: int, most: int) -> int:
-    """Return a power of two for blocks of an axis of this size."""
-    return min(max(triton.next_power_of_2(size), 16), most)

@@ -13,6 +13,11 @@ import triton.language as tl
 from tokenverse_pp.decoding.ngram_tables import ngram_after
 
 
+def block_of(size: int, most: int) -> int:
+    """Return how much of an axis of this size a program of a matrix product loads at once: a power of two."""
+    return min(max(triton.next_power_of_2(size), 16), most)
+
+
 @triton.jit
 def dot(a, b, total):
     """``total + a @ b``; float32 by three TF32 products, which are as exact as one in float32."""

@@ -29,6 +29,7 @@ from tokenverse_pp.decoding.ngram_tables import NgramTables, ngram_gains_kernel
 from tokenverse_pp.decoding.scorer import LARGEST_EXPONENT, BatchConstraints, FusionScorer, Scorer
 from tokenverse_pp.decoding.search_kernels import (
     advance_kernel,
+    block_of,
     candidates_kernel,
     follow_kernel,
     hidden_kernel,
@@ -211,11 +212,11 @@ class TritonSearch:
         hidden_kernel[(tiled, triton.cdiv(self.size, 16))](
             self.context, self.taps, table.weight, table.bias, self.frames, self.hidden, self.clock, offset, self.slots,
             self.num_frames, self.utterances, self.beam, vocab, depth, self.size, CONTEXT=table.size,
-            LARGEST=LARGEST_EXPONENT, HALF=scorer.reduced is not None, DEPTH=_block_of(depth), **tiles,
+            LARGEST=LARGEST_EXPONENT, HALF=scorer.reduced is not None, DEPTH=block_of(depth, 64), **tiles,
         )  # fmt: skip
         logits_kernel[(tiled, triton.cdiv(vocab, 16))](
             self.hidden, scorer.weight, scorer.bias, self.logits, self.slots, vocab, self.size,
-            DEPTH=_block_of(self.size), **tiles,
+            DEPTH=block_of(self.size, 64), **tiles,
         )  # fmt: skip
         # Placeholders for unused arguments, which are not read.
         weights, following = self.constraints[:2] if self.constraints is not None else (self.best, self.symbols)
@@ -247,8 +248,3 @@ class TritonSearch:
             FACTOR=HASH_FACTOR, BEAM=self.beam, SLOTS=triton.next_power_of_2(self.beam),
             BLOCK=pairs, num_warps=min(max(pairs // 512, 1), 8), **use, **sizes,
         )  # fmt: skip
-
-
-def _block_of(depth: int) -> int:
-    """Return how many terms of a matrix product's sums are loaded at once."""
-    return min(max(triton.next_power_of_2(depth), 16), 64)
