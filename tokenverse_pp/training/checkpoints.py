@@ -212,7 +212,7 @@ class Saver:
     def prepare(self, corpora: List[Dict[str, Any]], url: Optional[str] = None) -> None:
         """Create the experiment folder with the resolved configuration and the tokenizer, and claim it for this run.
 
-        ``url``: where the folder is uploaded, if so. Raises UserError if it cannot be written, or another run is there.
+        ``url``: where the folder is uploaded to. Raises UserError if it cannot be written, or another run uses it.
         """
         self.origin["corpora"] = corpora
         named = dataclasses.replace(self.config.training, exp_dir=url or self.config.training.exp_dir)
@@ -413,7 +413,7 @@ def average_between(start: Path, end: Path) -> Dict[str, Tensor]:
     Both hold the mean since the run began, after s and e steps: (e * mean_e - s * mean_s) / (e - s), as icefall's
     ``average_checkpoints_with_averaged_model``. Steps are counted in whole periods.
 
-    Raises UserError if one has no running average (``training.average_period`` was 0), other tensors, or damage.
+    Raises UserError if one is damaged, has other tensors, or no running average (``training.average_period`` was 0).
     """
     means, steps = [], []
     for folder in (start, end):
